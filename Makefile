@@ -1,0 +1,51 @@
+# `make` alone lists the targets. A row of .env can be overridden on the command line: make up HTTP_PORT=8080
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+STACK := $(PYTHON) -m stack
+# uv from the system, or one of the virtual environment's own.
+UV := $(shell command -v uv || echo .uv/bin/uv)
+
+.PHONY: help up down logs ps check test loadtest reload bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+up: .venv ## start the stack (Compose where an engine answers, else plain processes) and wait until it answers
+	@$(STACK) up
+
+down: .venv ## stop it, with every request answered
+	@$(STACK) down
+
+logs: .venv ## follow the logs
+	@$(STACK) logs
+
+ps: .venv ## what runs
+	@$(STACK) ps
+
+check: .venv ## settings, timeout budget, nginx and Compose configuration, code: all that can be known without a start
+	@$(STACK) check
+
+test: .venv ## every test: the code's, and the proofs against real stacks, in both ways of running
+	@$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup $(PYTEST)
+
+loadtest: .venv ## load the running stack and hold it to the objectives of .env; the report goes to reports/
+	@$(STACK) loadtest
+
+reload: .venv ## new code and configuration into the running processes
+	@$(STACK) reload
+
+bench: .venv ## what the shell and the proxy cost, measured side by side
+	@$(PYTHON) -m bench
+
+clean: down ## stop it, and remove what it and the tests left: volumes, images, reports, caches
+	@if docker version >/dev/null 2>&1; then docker compose down --volumes --rmi local --remove-orphans; fi
+	@rm -rf reports .pytest_cache .mypy_cache .ruff_cache .venv .uv
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv: pyproject.toml uv.lock $(filter .uv/bin/uv,$(UV))
+	@$(UV) sync --quiet --locked
+	@touch .venv
+
+.uv/bin/uv:
+	@python3 -m venv .uv && .uv/bin/pip install --quiet 'uv>=0.13,<0.14'

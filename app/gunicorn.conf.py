@@ -1,0 +1,44 @@
+"""How the workers are managed. Every number comes from .env, by way of the environment."""
+
+import os
+import shutil
+import sys
+import tempfile
+
+from app.server import budget, logs, networks
+from app.server.settings import Settings, SettingsError, read
+
+try:
+    settings = read(Settings, os.environ)
+    if broken := budget.violations(settings):
+        raise SettingsError("\n".join(broken))
+except SettingsError as error:
+    sys.exit(str(error))
+
+bind = f"{settings.app_host}:{settings.app_port}"
+workers = settings.workers
+worker_class = "app.server.worker.Worker"
+wsgi_app = "app.server.asgi:application"
+
+# Connections wait here while all workers are busy; a full queue is a connection refused, a 502.
+backlog = settings.listen_backlog
+# Uvicorn must not close an idle connection before nginx does: the default of 2 s loses POSTs.
+keepalive = settings.app_keepalive_seconds
+# A worker whose event loop has not moved for so long is killed.
+timeout = settings.worker_timeout_seconds
+graceful_timeout = settings.gunicorn_graceful_seconds
+# Whose X-Forwarded-* Uvicorn believes: nginx alone. The default, loopback, makes every client 172.x in Compose.
+forwarded_allow_ips = networks.trusted(settings.trusted_proxies)
+# The heartbeat is a file: on a disk, a stalled write is taken for a hung worker. It must be in memory.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+# Gunicorn 25.1 and newer opens a control socket; nothing here uses it, and a read-only root has no place for it.
+control_socket_disable = True
+logconfig_dict = logs.config(settings.log_level)
+accesslog = None
+
+if "METRICS_DIR" not in os.environ:  # a reload finds it set
+    os.environ["METRICS_DIR"] = tempfile.mkdtemp(prefix="metrics-", dir=worker_tmp_dir)
+
+
+def on_exit(server: object) -> None:
+    shutil.rmtree(os.environ["METRICS_DIR"], ignore_errors=True)

@@ -1,0 +1,59 @@
+"""An append-only ledger that all workers of all replicas share: one file on a volume.
+
+A delivery is one line, written with one append, which the kernel puts behind all others at once. The first line of a
+key is the one that counts: every process that reads the file agrees on which that is, and no process ever holds a
+lock that a killed or frozen one could keep.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections import Counter
+from pathlib import Path
+
+
+class Ledger:
+    """`path` is created when missing. Not for use by several threads: each process has one, on its event loop."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self._name = uuid.uuid4().hex  # pids and host names come again after a restart
+        self._written = 0
+        self._read = 0
+        self._deliveries: Counter[str] = Counter()
+
+    def deliver(self, key: str) -> bool:
+        """Note that `key` has arrived; true for the first time, whichever process that was in.
+
+        `key` must have no blank and no line end. Raises OSError when the volume is full; nothing is applied then.
+        """
+        self._written += 1
+        own = f"{key} {self._name}:{self._written}"
+        os.write(self._file, f"{own}\n".encode())
+        return self._catch_up(own)
+
+    def deliveries(self, key: str) -> int:
+        """How often `key` has arrived, in any process."""
+        self._catch_up()
+        return self._deliveries[key]
+
+    def summary(self, most: int) -> tuple[int, int, dict[str, int]]:
+        """The number of keys, of deliveries, and the keys delivered more than once, `most` of them."""
+        self._catch_up()
+        repeated = {key: n for key, n in self._deliveries.items() if n > 1}
+        return len(self._deliveries), self._deliveries.total(), dict(list(repeated.items())[:most])
+
+    def _catch_up(self, own: str = "") -> bool:
+        """Read what was appended since; true if `own` is among it and the first line of its key."""
+        first = False
+        while chunk := os.pread(self._file, 1 << 20, self._read):
+            complete = chunk.rfind(b"\n") + 1
+            if not complete:
+                break
+            self._read += complete
+            for line in chunk[:complete].decode().splitlines():
+                key = line.partition(" ")[0]
+                self._deliveries[key] += 1
+                first = first or (line == own and self._deliveries[key] == 1)
+        return first

@@ -1,0 +1,76 @@
+"""The settings of the app container, read from the environment. Their one home is .env: nothing has a default here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Seconds = Annotated[int, Field(ge=1, le=3600)]
+Milliseconds = Annotated[int, Field(ge=1, le=3_600_000)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class SettingsError(Exception):
+    """The environment is no good. Each line of the message is one fault: the row, its value, what it must be."""
+
+
+class Settings(BaseModel):
+    """One field for each environment variable, in lower case; the names carry the units."""
+
+    model_config = ConfigDict(frozen=True)
+
+    app_module: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="must be module:attribute, as app.main:app"),
+    ]
+    workers: Annotated[int, Field(ge=1, le=256)]
+    log_level: Literal["debug", "info", "warning", "error"]
+    slow_request_ms: Milliseconds
+
+    app_host: str
+    app_port: Port
+    listen_backlog: Annotated[int, Field(ge=1, le=65535)]
+    trusted_proxies: str
+
+    proxy_connect_timeout_ms: Milliseconds
+    proxy_next_upstream_timeout_ms: Milliseconds
+    proxy_read_timeout_seconds: Seconds
+    upstream_keepalive_seconds: Seconds
+    request_deadline_seconds: Seconds
+    app_keepalive_seconds: Seconds
+    websocket_ping_seconds: Seconds
+    drain_seconds: Seconds
+    uvicorn_graceful_seconds: Seconds
+    gunicorn_graceful_seconds: Seconds
+    nginx_shutdown_seconds: Seconds
+    stop_grace_seconds: Seconds
+    worker_timeout_seconds: Seconds
+    longest_block_seconds: Seconds
+
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+
+
+def read(model: type[AnyModel], environ: Mapping[str, str]) -> AnyModel:
+    """Fill `model` from the variables of its fields' names in upper case.
+
+    Raises SettingsError with a line for each variable that is missing or wrong.
+    """
+    present = {name: environ[name.upper()] for name in model.model_fields if name.upper() in environ}
+    try:
+        return model.model_validate(present)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            field = str(fault["loc"][0])
+            must_be = model.model_fields[field].description or fault["msg"][0].lower() + fault["msg"][1:]
+            faults.append(_fault(field.upper(), fault["type"], must_be, fault["input"]))
+        raise SettingsError("\n".join(faults)) from None
+
+
+def _fault(name: str, kind: str, must_be: str, value: object) -> str:
+    if kind == "missing":
+        return f"{name} is not set: put its row back into .env"
+    return f"{name}={value}: {must_be}; mend the row in .env, or what overrides it"

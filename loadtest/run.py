@@ -1,0 +1,117 @@
+"""The headless run from settings to exit status: check the target, load it, compare with the objectives, report."""
+
+import logging
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
+
+import locust
+from locust.stats import RequestStats
+
+from loadtest import report
+from loadtest.load import CouldNotRun, Load
+from loadtest.objectives import COULD_NOT_RUN, Measured, evaluate, verdict
+from loadtest.settings import Settings, SettingsError, read
+
+BOTTLENECK = (
+    "WARNING: the load generator was the bottleneck, so these figures are its own and not the server's.\n"
+    "Raise LOADTEST_PROCESSES, give it more CPU, or ask for less load."
+)
+
+
+def main(reports: Path) -> int:
+    """Run once as the environment says, leave the report in a new folder of `reports`, return the exit status."""
+    try:
+        settings = read(os.environ)
+        check_answers(settings.target)
+        return run(settings, report.new_folder(reports))
+    except (SettingsError, CouldNotRun) as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        message = f"cannot write the report: {error}"
+    print("\n".join(f"loadtest: {line}" for line in message.splitlines()), file=sys.stderr)
+    return COULD_NOT_RUN
+
+
+def check_answers(target: str) -> None:
+    """Raises CouldNotRun unless the target answers with anything but a server error."""
+    try:
+        build_opener(ProxyHandler({})).open(f"{target}/", timeout=5).close()
+    except HTTPError as error:
+        if error.code >= 500:
+            raise CouldNotRun(f"{target} answers with status {error.code}: see `make ps` and `make logs`") from None
+    except (OSError, HTTPException) as error:
+        raise CouldNotRun(f"{target} does not answer ({getattr(error, 'reason', error)}): try `make up`") from None
+
+
+def run(settings: Settings, folder: Path) -> int:
+    """Run the load, write the report into `folder`, print table and verdict, return the exit status."""
+    logging.basicConfig(filename=folder / "locust.log", level=logging.INFO, format="%(asctime)s %(message)s")
+    load = Load(settings, folder / "locust.log")
+    problems: list[str] = []
+    try:
+        load.start_users()
+        load.warm_up()
+        load.measure()
+    except CouldNotRun as error:
+        problems.append(str(error))
+    seconds = min(int(time.time()) - load.begin, settings.seconds) if load.begin else 0
+    try:
+        load.stop(hurry=bool(problems))
+    except CouldNotRun as error:
+        problems = problems or [str(error)]
+    for raised in load.master.exceptions.values():
+        problems.append(f"a user's task raised {raised['msg']!r} {raised['count']} times, see exceptions.csv")
+
+    measured = figures(load.environment.stats, load.begin, seconds)
+    rows = evaluate(measured, settings.objectives)
+    bottleneck = any(process.saturated() for process in load.usage)
+    status, line = verdict(measured, rows, problems, bottleneck)
+    if load.signals:
+        status = 128 + load.signals[0]
+    summary = {
+        "exit_status": status,
+        "verdict": line,
+        "objectives": [asdict(row) for row in rows],
+        "measured": asdict(measured),
+        "generator": {"bottleneck": bottleneck, "processes": [process.summary() for process in load.usage]},
+        "settings": asdict(settings),
+        "versions": {"locust": locust.__version__, "python": platform.python_version()},
+    }
+    report.write(folder, load.environment, summary, load.begin, seconds)
+    print(f"\n{report.table(rows)}\n\n{line}" if measured.requests else f"\n{line}")
+    for failure in sorted(load.environment.stats.errors.values(), key=lambda kind: -kind.occurrences)[:5]:
+        print(f"  {failure.occurrences} failures: {failure.to_name()}")
+    if bottleneck:
+        print("\n".join([BOTTLENECK, *(f"  {process}" for process in load.usage)]))
+    print(f"report: {folder.parent.name}/{folder.name}")  # in a container the rest of the path is not the caller's
+    return status
+
+
+def figures(stats: RequestStats, begin: int, seconds: int) -> Measured:
+    """What `seconds` from `begin` (Unix time) on gave; all zero when not even one second was measured.
+
+    The rates count those whole seconds; requests and percentiles also the answers still under way at their end.
+    """
+    total = stats.total if seconds else RequestStats().total
+    window = range(begin, begin + seconds)
+    answers = sum(total.num_reqs_per_sec.get(second, 0) for second in window)
+    failures = sum(total.num_fail_per_sec.get(second, 0) for second in window)
+    return Measured(
+        requests=total.num_requests,
+        failures=total.num_failures,
+        seconds=seconds,
+        p50_ms=total.get_response_time_percentile(0.5),
+        p95_ms=total.get_response_time_percentile(0.95),
+        p99_ms=total.get_response_time_percentile(0.99),
+        rps=answers / max(seconds, 1),
+        goodput=(answers - failures) / max(seconds, 1),
+    )

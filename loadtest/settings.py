@@ -1,0 +1,95 @@
+"""Reads LOADTEST_*, SLO_* and TARGET_URL from the environment; every wrong one is named in a line of its own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from loadtest.objectives import Objectives
+
+SHAPES = ("closed", "rate")
+MOST = 1_000_000
+
+
+class SettingsError(Exception):
+    """One line for each setting that is missing or wrong: its value, what it must be, what to do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One headless run. `users` counts in a closed loop, `rate` (requests per second) at a constant arrival rate."""
+
+    target: str
+    shape: str
+    users: int
+    rate: int
+    seconds: int
+    warmup_seconds: int
+    processes: int
+    objectives: Objectives
+
+
+def read(environment: Mapping[str, str]) -> Settings:
+    """Raises SettingsError with all that is wrong at once."""
+    wrong: list[str] = []
+
+    def number(name: str, least: int, most: int = MOST) -> float:
+        text = environment.get(name, "")
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= most:
+            wrong.append(_line(name, text, f"a number from {least} to {most}"))
+        return value
+
+    def whole(name: str, least: int, most: int = MOST) -> int:
+        text = environment.get(name, "")
+        value = int(text) if text.isascii() and text.isdigit() else -1
+        if not least <= value <= most:
+            wrong.append(_line(name, text, f"a whole number from {least} to {most}"))
+        return value
+
+    target = environment.get("TARGET_URL", "").rstrip("/")
+    if not _is_http(target):
+        wrong.append(_line("TARGET_URL", target, "the address of the stack, such as http://127.0.0.1:80"))
+    shape = environment.get("LOADTEST_SHAPE", "")
+    if shape not in SHAPES:
+        wrong.append(_line("LOADTEST_SHAPE", shape, f"one of: {', '.join(SHAPES)}"))
+    settings = Settings(
+        target=target,
+        shape=shape,
+        users=whole("LOADTEST_USERS", 1),
+        rate=(rate := whole("LOADTEST_RATE", 1)),
+        seconds=whole("LOADTEST_SECONDS", 1),
+        warmup_seconds=whole("LOADTEST_WARMUP_SECONDS", 0),
+        processes=whole("LOADTEST_PROCESSES", 1, 64),
+        objectives=Objectives(
+            p50_ms=number("SLO_P50_MS", 0),
+            p95_ms=number("SLO_P95_MS", 0),
+            p99_ms=number("SLO_P99_MS", 0),
+            error_share=number("SLO_ERROR_SHARE", 0, 1),
+            min_rps=number("SLO_MIN_RPS", 0),
+            rate=rate if shape == "rate" else None,
+        ),
+    )
+    if shape == "rate" and not wrong and settings.objectives.min_rps > rate:
+        wrong.append(
+            f"SLO_MIN_RPS={settings.objectives.min_rps:g} can never be met at LOADTEST_RATE={rate}: "
+            "raise the rate or lower the objective"
+        )
+    if wrong:
+        raise SettingsError("\n".join(wrong))
+    return settings
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _line(name: str, value: str, must: str) -> str:
+    seen = f"{name}={value}" if value else f"{name} is not set"
+    return f"{seen}: it must be {must}; set it in .env or on the command line"

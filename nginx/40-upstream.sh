@@ -1,0 +1,27 @@
+#!/bin/sh
+# Writes upstream.conf: where the app listens. The entrypoint of the nginx image runs it, and so does the native way.
+# A template cannot say it, because how it is found differs: by Docker's DNS in Compose, on loopback natively.
+set -eu
+
+if [ -n "${UPSTREAM_RESOLVER:-}" ]; then
+    # Asked again every second, so that a replica that is new, gone or moved is known without a reload; Docker's
+    # answers say 600 s. resolver_timeout's default, 30 s, is 30 s of 502 after one lost lookup.
+    resolve="
+    resolver ${UPSTREAM_RESOLVER} valid=1s ipv6=off;
+    resolver_timeout 1s;"
+    suffix=" resolve"
+fi
+
+cat >"${NGINX_RUN}/upstream.conf" <<UPSTREAM
+upstream app {
+    # Shared by nginx's workers; \`resolve\` needs it.
+    zone app 256k;${resolve:-}
+    # max_fails=0: the default, 1, takes a replica out for ten seconds after one slow answer, and with two
+    # replicas one slow GET is enough to take out both: 502 for everyone.
+    server ${UPSTREAM_HOST}:${APP_PORT}${suffix:-} max_fails=0;
+    # Idle connections to the app, kept open: without them each request opens one, at 1.6 times the app's CPU.
+    keepalive ${UPSTREAM_KEEPALIVE_CONNECTIONS};
+    # Shorter than the app's keep-alive, so that nginx closes first: otherwise POSTs get 502.
+    keepalive_timeout ${UPSTREAM_KEEPALIVE_SECONDS}s;
+}
+UPSTREAM

@@ -1,0 +1,70 @@
+"""The two ways of running, and what a missing engine or browser means."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from proofs.stack import Stack
+
+
+def engine_answers() -> bool:
+    try:
+        return subprocess.run(["docker", "version"], capture_output=True, timeout=30).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def require_engine() -> None:
+    """Skips the test where no Docker engine answers, with the reason; fails it when REQUIRE_DOCKER=1."""
+    if not engine_answers():
+        reason = "no Docker engine answers (docker version)"
+        pytest.fail(reason) if os.environ.get("REQUIRE_DOCKER") == "1" else pytest.skip(reason)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of one way share its stack, so one worker process of pytest-xdist runs them."""
+    for item in items:
+        way = getattr(item, "callspec", None) and item.callspec.params.get("way")  # type: ignore[attr-defined]
+        if not way and "compose_stack" in getattr(item, "fixturenames", ()):
+            way = "compose"
+        if not way and "native_stack" in getattr(item, "fixturenames", ()):
+            way = "native"
+        if way:
+            item.add_marker(pytest.mark.xdist_group(way))
+
+
+@pytest.fixture(scope="session")
+def native_stack() -> Iterator[Stack]:
+    yield from started(Stack("native", "native", ENABLE_LAB="1"))
+
+
+@pytest.fixture(scope="session")
+def compose_stack() -> Iterator[Stack]:
+    require_engine()
+    yield from started(Stack("compose", "compose", ENABLE_LAB="1"))
+
+
+def started(stack: Stack) -> Iterator[Stack]:
+    """The stack, up; and down after the tests, also where they or the start failed."""
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
+
+
+@pytest.fixture(params=["native", "compose"])
+def way(request: pytest.FixtureRequest) -> str:
+    param: str = request.param
+    return param
+
+
+@pytest.fixture
+def stack(way: str, request: pytest.FixtureRequest) -> Stack:
+    """The stack of one way of running, shared by the tests of that way: leave it as you found it."""
+    found: Stack = request.getfixturevalue(f"{way}_stack")
+    return found

@@ -1,0 +1,146 @@
+"""A stack of a test's own: its project name, its ports, its small time budget. Started as a person would start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+DEADLINE = 60  # seconds; generous, because the machine may be slow. Nothing here measures speed.
+
+# Seconds instead of minutes, in the same order as in .env.
+SMALL_BUDGET = {
+    "CLIENT_HEADER_TIMEOUT_SECONDS": "2",
+    "CLIENT_BODY_TIMEOUT_SECONDS": "2",
+    "CLIENT_SEND_TIMEOUT_SECONDS": "2",
+    "PROXY_CONNECT_TIMEOUT_MS": "500",
+    "PROXY_NEXT_UPSTREAM_TIMEOUT_MS": "1000",
+    "PROXY_SEND_TIMEOUT_SECONDS": "4",
+    "PROXY_READ_TIMEOUT_SECONDS": "4",
+    "UPSTREAM_KEEPALIVE_SECONDS": "1",
+    "REQUEST_DEADLINE_SECONDS": "2",
+    "APP_KEEPALIVE_SECONDS": "5",
+    "WEBSOCKET_PING_SECONDS": "1",
+    "DRAIN_SECONDS": "2",
+    "UVICORN_GRACEFUL_SECONDS": "4",
+    "GUNICORN_GRACEFUL_SECONDS": "6",
+    "NGINX_SHUTDOWN_SECONDS": "6",
+    "STOP_GRACE_SECONDS": "10",
+    "WORKER_TIMEOUT_SECONDS": "10",
+    "LONGEST_BLOCK_SECONDS": "2",
+    "CLIENT_MAX_BODY_BYTES": "65536",
+}
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` free ports in a row, outside the range from which the kernel gives its own."""
+    while True:
+        first = random.randrange(20_000, 32_000)
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as trial:
+                    trial.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+
+
+def until(what: str, happened: Callable[[], Any], seconds: float = DEADLINE) -> Any:
+    """Ask until the answer is true, and return it. Fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not (answer := happened()):
+        assert time.monotonic() < end, f"{what}: not within {seconds:g} s"
+        time.sleep(0.05)
+    return answer
+
+
+class Stack:
+    """`way` is "compose" or "native"; `rows` override those of .env."""
+
+    def __init__(self, way: str, name: str, **rows: str) -> None:
+        self.way = way
+        ports = free_ports(20)
+        self.http_port, self.locust_port, self.app_port = ports, ports + 1, ports + 3
+        self.project = f"proof-{name}-{ports}"
+        self.rows = (
+            SMALL_BUDGET
+            | {
+                "HTTP_PORT": str(self.http_port),
+                "LOCUST_UI_PORT": str(self.locust_port),
+                "LOCUST_MASTER_PORT": str(ports + 2),
+                "APP_PORT": str(self.app_port),
+            }
+            | rows
+        )
+        self.environ = {k: v for k, v in os.environ.items() if k not in self.rows} | self.rows
+        self.environ |= {"COMPOSE_PROJECT_NAME": self.project, "WAY": way, "PYTHONUNBUFFERED": "1"}
+        self.url = f"http://127.0.0.1:{self.http_port}"
+
+    def make(self, command: str, **rows: str) -> subprocess.CompletedProcess[str]:
+        """What `make COMMAND` runs, with its output."""
+        return subprocess.run(
+            [sys.executable, "-m", "stack", command],
+            cwd=ROOT, env=self.environ | rows, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    def up(self) -> None:
+        done = self.make("up")
+        assert done.returncode == 0, f"make up failed:\n{done.stdout}{done.stderr}"
+
+    def down(self) -> None:
+        if self.way == "compose":
+            self.compose("down", "--volumes", "--rmi", "local", "--remove-orphans")
+        else:
+            self.make("down")
+            subprocess.run(["rm", "-rf", self.folder], check=True)
+
+    @property
+    def folder(self) -> Path:
+        """Where the native way keeps this stack's files."""
+        return Path(f"/tmp/{self.project}-{os.getuid()}")
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=DEADLINE)
+
+    def compose(self, *arguments: str, check: bool = True) -> str:
+        done = subprocess.run(
+            ["docker", "compose", "--project-directory", str(ROOT), *arguments],
+            cwd=ROOT, env=self.environ, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0 or not check, f"docker compose {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def containers(self, service: str) -> list[str]:
+        """The ids of this service's running containers."""
+        return self.compose("ps", "--quiet", service).split()
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        found: list[dict[str, Any]] = json.loads(subprocess.check_output(["docker", "inspect", container]))
+        return found[0]
+
+    def app_log(self) -> list[dict[str, Any]]:
+        """The JSON lines that the app has logged so far."""
+        if self.way == "compose":
+            lines = self.compose("logs", "--no-log-prefix", "app").splitlines()
+        else:
+            text = (self.folder / "stack.log").read_text()
+            lines = [line.partition("| ")[2] for line in text.splitlines() if " app " in line]
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def access_log(self) -> list[dict[str, Any]]:
+        """nginx's access log so far; a line may be a second late."""
+        if self.way == "compose":
+            lines = self.compose("logs", "--no-log-prefix", "nginx").splitlines()
+        else:
+            lines = (self.folder / "access.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]

@@ -1,0 +1,192 @@
+"""Bad input: one clear line, an exit status, and nothing half-started left behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+
+from app.server.budget import RULES
+from proofs.conftest import require_engine
+from proofs.stack import ROOT, Stack
+
+# For each rule of the budget: rows that break it and no other.
+BROKEN = {
+    "deadline-before-proxy": {"PROXY_READ_TIMEOUT_SECONDS": "2"},
+    "proxy-closes-first": {"APP_KEEPALIVE_SECONDS": "1"},
+    "drain-outlasts-idle": {"UPSTREAM_KEEPALIVE_SECONDS": "2"},
+    "drain-before-uvicorn": {"DRAIN_SECONDS": "4"},
+    "uvicorn-before-gunicorn": {"UVICORN_GRACEFUL_SECONDS": "6"},
+    "deadline-within-stop": {"UVICORN_GRACEFUL_SECONDS": "3", "REQUEST_DEADLINE_SECONDS": "4",
+                             "PROXY_READ_TIMEOUT_SECONDS": "5"},
+    "gunicorn-before-engine": {"GUNICORN_GRACEFUL_SECONDS": "10"},
+    "timeout-above-block": {"LONGEST_BLOCK_SECONDS": "6"},
+    "timeout-above-deadline": {"WORKER_TIMEOUT_SECONDS": "4", "REQUEST_DEADLINE_SECONDS": "4",
+                               "PROXY_READ_TIMEOUT_SECONDS": "5"},
+    "connect-is-short": {"PROXY_CONNECT_TIMEOUT_MS": "1001", "PROXY_NEXT_UPSTREAM_TIMEOUT_MS": "1002",
+                         "REQUEST_DEADLINE_SECONDS": "2"},
+    "retry-is-short": {"PROXY_NEXT_UPSTREAM_TIMEOUT_MS": "1001"},
+    "connect-leaves-a-retry": {"PROXY_CONNECT_TIMEOUT_MS": "1000"},
+    "proxy-stop-outlasts-answers": {"NGINX_SHUTDOWN_SECONDS": "4"},
+    "proxy-before-engine": {"NGINX_SHUTDOWN_SECONDS": "10"},
+    "ping-before-proxy": {"WEBSOCKET_PING_SECONDS": "4"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def native() -> Iterator[Stack]:
+    """A native stack that no test gets to run."""
+    stack = Stack("native", "refused")
+    yield stack
+    stack.down()
+
+
+def nothing_runs(stack: Stack) -> bool:
+    ports = (stack.http_port, stack.locust_port, stack.app_port)
+    return not any(socket.socket().connect_ex(("127.0.0.1", port)) == 0 for port in ports)
+
+
+def assert_refused(stack: Stack, done: subprocess.CompletedProcess[str], *said: str) -> None:
+    output = done.stdout + done.stderr
+    assert done.returncode != 0, output
+    for words in said:
+        assert words in output, output
+    assert "Traceback" not in output, output
+    assert nothing_runs(stack)
+
+
+def test_every_rule_of_the_budget_has_a_case_here() -> None:
+    assert {rule.name for rule in RULES} == set(BROKEN)
+
+
+@pytest.mark.parametrize("rule", BROKEN)
+def test_the_app_refuses_to_start_with_a_broken_budget(native: Stack, rule: str) -> None:
+    """As the container would: Gunicorn itself, not a check before it."""
+    environ = native.environ | row_table(native) | BROKEN[rule]
+    done = subprocess.run(
+        [Path(sys.executable).parent / "gunicorn", "--config", "app/gunicorn.conf.py"],
+        cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert_refused(
+        native, done, f"rule {rule}:", *(f"{name}={value}" for name, value in list(BROKEN[rule].items())[:1])
+    )
+
+
+def row_table(stack: Stack) -> dict[str, str]:
+    rows = {name: value or "" for name, value in dotenv_values(ROOT / ".env").items()}
+    return rows | stack.rows | {"APP_HOST": "127.0.0.1", "TRUSTED_PROXIES": "127.0.0.1", "LEDGER_PATH": os.devnull}
+
+
+def test_make_up_names_a_broken_rule_before_it_starts_anything(native: Stack) -> None:
+    done = native.make("up", DRAIN_SECONDS="1")
+    assert_refused(native, done, "rule drain-outlasts-idle", "UPSTREAM_KEEPALIVE_SECONDS=1", "DRAIN_SECONDS=1", "502")
+
+
+@pytest.mark.parametrize(
+    ("row", "value", "must_be"),
+    [("WORKERS", "0", "greater than or equal to 1"), ("WORKERS", "two", "valid integer"),
+     ("HTTP_PORT", "70000", "65535"),
+     ("APP_MEMORY", "lots", "512m"), ("LOG_LEVEL", "loud", "'debug'"), ("SLO_P95_MS", "fast", "valid integer"),
+     ("SERVER_NAMES", "a; evil", "blanks between"), ("APP_MODULE", "app.main", "module:attribute")],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_what_it_must_be(native: Stack, row: str, value: str, must_be: str) -> None:
+    done = native.make("up", **{row: value})
+    assert_refused(native, done, f"{row}={value}", must_be, ".env")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_unknown_way_is_refused(native: Stack) -> None:
+    assert_refused(native, native.make("up", WAY="podman"), "WAY=podman", "compose or native")
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [("app.nowhere:app", "No module named"), ("app.main:nothing", "nothing"), ("app.main:KEY", "str")],
+)
+def test_an_app_that_cannot_be_loaded_is_named_and_nothing_is_left(native: Stack, module: str, said: str) -> None:
+    assert_refused(native, native.make("up", APP_MODULE=module), f"APP_MODULE={module}", said)
+
+
+def test_an_app_that_fails_to_import_shows_where(native: Stack, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import os\nraise RuntimeError('no database')\n")
+    done = native.make("up", APP_MODULE="broken:app", PYTHONPATH=str(tmp_path))
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "no database" in output
+    assert "broken.py" in output
+    assert nothing_runs(native)
+
+
+@pytest.mark.parametrize("row", ["HTTP_PORT", "LOCUST_UI_PORT", "APP_PORT"])
+def test_a_port_in_use_is_named(native: Stack, row: str) -> None:
+    with socket.create_server(("127.0.0.1", int(native.rows[row]))):
+        done = native.make("up")
+        assert done.returncode != 0
+        assert f"{row}={native.rows[row]}: the port is in use" in done.stderr
+    assert nothing_runs(native)
+
+
+def test_port_80_without_the_right_to_it_says_what_to_type(native: Stack) -> None:
+    command = [sys.executable, "-m", "stack", "up"]
+    if os.getuid() == 0:
+        # Without the right to low ports; in a network of its own, because the engine may have lifted the limit here.
+        command = ["unshare", "--net", "setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-all", *command]
+    done = subprocess.run(
+        command, cwd=ROOT, env=native.environ | {"HTTP_PORT": "80"}, capture_output=True, text=True, timeout=60
+    )
+    assert_refused(native, done, "HTTP_PORT=80", "make up HTTP_PORT=8080")
+
+
+def test_a_load_test_of_a_stack_that_is_down_says_so(native: Stack, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "loadtest", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60,
+        env=native.environ | row_table(native) | {"TARGET_URL": native.url},
+    )  # fmt: skip
+    assert (done.returncode, "make up" in done.stderr) == (2, True), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_unknown_shape_of_load_is_refused(native: Stack) -> None:
+    done = native.make("loadtest", LOADTEST_SHAPE="square")
+    assert_refused(native, done, "LOADTEST_SHAPE=square", "'closed' or 'rate'")
+
+
+def test_a_container_with_a_broken_budget_refuses_to_start() -> None:
+    require_engine()
+    stack = Stack("compose", "refused", DRAIN_SECONDS="1")
+    try:
+        stack.compose("build", "--quiet", "app")
+        done = subprocess.run(
+            ["docker", "compose", "run", "--rm", "--no-deps", "--no-TTY", "app"],
+            cwd=ROOT, env=stack.environ, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode != 0, done.stdout
+        assert "rule drain-outlasts-idle" in done.stderr
+    finally:
+        stack.down()
+
+
+def test_make_up_in_compose_leaves_nothing_of_an_app_that_cannot_start() -> None:
+    require_engine()
+    stack = Stack("compose", "broken", APP_MODULE="app.nowhere:app")
+    try:
+        done = stack.make("up")
+        assert_refused(stack, done, "APP_MODULE=app.nowhere:app cannot be loaded", "nothing was left running")
+        assert stack.compose("ps", "--all", "--quiet") == ""
+    finally:
+        stack.down()
+
+
+def test_a_port_in_use_is_named_in_compose_too() -> None:
+    require_engine()
+    stack = Stack("compose", "port")
+    with socket.create_server(("0.0.0.0", stack.http_port)):
+        done = stack.make("up")
+        assert (done.returncode, f"HTTP_PORT={stack.http_port}: the port is in use" in done.stderr) == (1, True)
+    assert stack.compose("ps", "--all", "--quiet") == ""

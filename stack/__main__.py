@@ -1,0 +1,74 @@
+"""What stands behind the Makefile: python -m stack COMMAND."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from types import ModuleType
+
+from app.server.settings import SettingsError
+from stack import check, compose, native
+from stack.console import Failure, fail, say
+from stack.settings import checked
+
+
+def way() -> tuple[ModuleType, str]:
+    """Compose or native, and why. WAY of the environment decides; else whether an engine answers."""
+    asked = os.environ.get("WAY", "")
+    if asked not in ("", "compose", "native"):
+        raise Failure(f"WAY={asked}: must be compose or native; leave it out to take Compose where an engine answers")
+    if asked == "native":
+        return native, "WAY=native"
+    if not asked and native.running():
+        return native, "a native stack is running"
+    version = compose.engine()
+    if version:
+        return compose, f"Docker engine {version} answers"
+    if asked:
+        raise Failure("WAY=compose: no Docker engine answers (docker version); start one, or leave WAY out")
+    return native, "no Docker engine answers"
+
+
+def run(command: str) -> int:
+    if command == "check":
+        return check.check()
+    settings, table = checked()
+    module, reason = way()
+    name = module.__name__.rpartition(".")[2]
+    if command == "loadtest":
+        if not module.running():
+            say(f"no stack is running; starting one ({name}: {reason})")
+            module.up(settings, table)
+        status: int = module.loadtest(settings, table)
+        return status
+    if command == "up":
+        say(f"{name}: {reason}")
+        start = time.monotonic()
+        module.up(settings, table)
+        say(f"up after {time.monotonic() - start:.1f} s: http://localhost:{settings.http_port}/ (nginx), "
+            f"http://localhost:{settings.locust_ui_port}/ (Locust)")  # fmt: skip
+    elif command in ("down", "reload"):
+        getattr(module, command)(settings)
+    else:
+        getattr(module, command)()
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="stack", description="The commands behind the Makefile.")
+    parser.add_argument("command", choices=["up", "down", "logs", "ps", "check", "loadtest", "reload"])
+    command = parser.parse_args().command
+    try:
+        return run(command)
+    except SettingsError as error:
+        fail(str(error), 2)
+    except Failure as failure:
+        fail(f"{command}: {failure}", 2 if command == "loadtest" else 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

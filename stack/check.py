@@ -1,0 +1,100 @@
+"""`make check`: what can be known about the configuration without starting it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from app.server import budget, cpus
+from app.server.settings import SettingsError, read
+from stack import compose, native
+from stack.console import Failure, say
+from stack.render import render
+from stack.settings import GIVEN, ROOT, StackSettings, rows
+
+BIN = Path(sys.executable).parent
+
+
+def check() -> int:
+    """Run every check and print a line for each; the exit status is 1 if one failed."""
+    table = rows()
+    try:
+        settings = read(StackSettings, GIVEN | table)
+    except SettingsError as error:
+        say(f"FAILED  settings\n{error}")
+        return 1
+    engine = compose.engine()
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("timeout budget", lambda: _budget(settings)),
+        ("workers fit the CPUs", lambda: _workers(settings, in_compose=engine is not None)),
+        ("nginx -t and gixy", lambda: _nginx(settings, table)),
+        ("ruff check", lambda: _tool("ruff", "check", ".")),
+        ("ruff format", lambda: _tool("ruff", "format", "--check", ".")),
+        ("mypy", lambda: _tool("mypy")),
+    ]
+    if engine:
+        checks.append(("docker compose config", lambda: _run([*compose.COMPOSE, "config", "--quiet"])))
+        checks.append(("nginx -t in the image", _nginx_in_the_image))
+    else:
+        say("skipped docker compose config: no Docker engine answers")
+    failed = 0
+    for name, run in checks:
+        try:
+            note = run()
+            say(f"ok      {name}{': ' + note if note else ''}")
+        except Failure as failure:
+            failed = 1
+            say(f"FAILED  {name}\n{failure}")
+    return failed
+
+
+def _budget(settings: StackSettings) -> str:
+    if broken := budget.violations(settings):
+        raise Failure("\n".join(broken))
+    return f"{len(budget.RULES)} rules hold"
+
+
+def _workers(settings: StackSettings, in_compose: bool) -> str:
+    usable = min(cpus.usable(), settings.app_cpus) if in_compose else cpus.usable()
+    if advice := cpus.advice(settings.workers, usable):
+        raise Failure(advice)
+    return f"WORKERS={settings.workers} on {usable:g} CPUs, one for each"
+
+
+def _nginx(settings: StackSettings, table: dict[str, str]) -> str:
+    binary = native.nginx()
+    version = native.nginx_version(binary)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder)
+        # `nginx -t` opens what it is to listen on: a socket file is in nobody's way.
+        values = native.environment(settings, table) | {
+            "NGINX_RUN": folder,
+            "NGINX_ACCESS_LOG": f"{folder}/log",
+        }
+        values["NGINX_LISTEN"] = f"unix:{folder}/socket"
+        left_out = render(values, run, version)
+        _run([binary, "-t", "-q", "-e", "stderr", "-c", f"{folder}/nginx.conf"])
+        # As the image reads it: with every directive.
+        render(values, run, (1, 30))
+        _run([str(BIN / "gixy"), f"{folder}/nginx.conf"])
+    return f"nginx {'.'.join(map(str, version))} lacks {', '.join(left_out)}" if left_out else ""
+
+
+def _nginx_in_the_image() -> str:
+    return _run([*compose.COMPOSE, "run", "--rm", "--no-deps", "--quiet-pull", "--no-TTY", "nginx",
+                 "nginx", "-t", "-q", "-c", "/run/nginx/nginx.conf"])  # fmt: skip
+
+
+def _tool(name: str, *arguments: str) -> str:
+    return _run([str(BIN / name), *arguments])
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    if done.returncode:
+        raise Failure((done.stdout + done.stderr).strip())
+    return ""

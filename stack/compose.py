@@ -1,0 +1,98 @@
+"""The stack in containers: Docker Compose with an engine that answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from stack.console import Failure, accepts, say
+from stack.settings import ROOT, StackSettings
+
+COMPOSE = ["docker", "compose", "--progress", "quiet", "--project-directory", str(ROOT)]
+
+
+def engine() -> str | None:
+    """The version of the Docker engine that answers; None where none does."""
+    try:
+        asked = subprocess.run(
+            ["docker", "version", "--format", "{{.Server.Version}}"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() if asked.returncode == 0 else None
+
+
+def run(*arguments: str, check: bool = True) -> int:
+    """Run `docker compose` with its output shown. Raises Failure when it fails and `check` is set."""
+    status = subprocess.run([*COMPOSE, *arguments]).returncode
+    if check and status:
+        raise Failure(f"docker compose {' '.join(arguments)}: exit status {status}")
+    return status
+
+
+def containers(service: str = "") -> list[dict[str, str]]:
+    """Compose's own record of each container of this stack, running or not."""
+    command = [*COMPOSE, "ps", "--all", "--format", "json", *([service] if service else [])]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    return [json.loads(line) for line in asked.stdout.splitlines() if line.startswith("{")]
+
+
+def running() -> bool:
+    return any(c["Service"] == "nginx" and c["State"] == "running" for c in containers())
+
+
+def up(settings: StackSettings, table: dict[str, str]) -> None:
+    del table  # Compose reads .env by itself
+    fresh = not containers()
+    if fresh:
+        for name, port in (("HTTP_PORT", settings.http_port), ("LOCUST_UI_PORT", settings.locust_ui_port)):
+            if accepts(port):
+                raise Failure(f"{name}={port}: the port is in use; stop what listens there, or: make up {name}=…")
+    # Not `up --build`: a failed build must leave what runs as it is.
+    run("build", "--quiet")
+    # Long enough for a worker that takes its time to import; a container that exits ends the wait at once.
+    if run("up", "--detach", "--wait", "--wait-timeout", "120", "--quiet-pull", check=False):
+        for container in containers():
+            if container["State"] != "running" or container["Health"] not in ("healthy", ""):
+                say(f"--- {container['Name']}: {container['State']} {container['Health']}, the end of its log:")
+                subprocess.run(["docker", "logs", "--tail", "15", container["Name"]], stderr=subprocess.STDOUT)
+        if fresh:
+            run("down", "--timeout", "5", check=False)
+        raise Failure("the stack did not come up; the log above says why" + (", nothing was left running" * fresh))
+
+
+def down(settings: StackSettings) -> None:
+    del settings
+    run("down", "--remove-orphans")
+
+
+def logs() -> None:
+    run("logs", "--follow", "--tail", "100", check=False)
+
+
+def ps() -> None:
+    run("ps")
+
+
+def reload(settings: StackSettings) -> None:
+    del settings
+    run("kill", "--signal", "HUP", "app")
+    run("exec", "--no-TTY", "nginx", "nginx", "-c", "/run/nginx/nginx.conf", "-s", "reload")
+
+
+def loadtest(settings: StackSettings, table: dict[str, str]) -> int:
+    """Run the load test beside the running stack; its exit status."""
+    del settings, table
+    reports = ROOT / "reports"
+    reports.mkdir(exist_ok=True)
+    command = ["run", "--rm", "--no-deps", "--quiet-pull", "--user", f"{os.getuid()}:{os.getgid()}"]
+    command += ["--volume", f"{reports}:/reports", "--workdir", "/srv"]
+    if not sys.stdout.isatty():
+        command.append("--no-TTY")
+    command += ["--entrypoint", "python -m loadtest /reports", "locust"]
+    return run(*command, check=False)

@@ -1,0 +1,51 @@
+"""What the commands say, and how they wait."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class Failure(Exception):
+    """A command cannot do what it was asked; the text is for the person who asked."""
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def fail(line: str, status: int = 1) -> NoReturn:
+    print(line, file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def wait_for(what: str, happened: Callable[[], bool], seconds: float) -> None:
+    """Ask `happened` until it says yes. Raises Failure after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > deadline:
+            raise Failure(f"{what} did not happen within {seconds:g} s")
+        time.sleep(0.05)
+
+
+def answers(url: str, seconds: float = 2) -> bool:
+    """Whether `url` answers with a status below 500."""
+    try:
+        with urllib.request.urlopen(url, timeout=seconds):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except OSError:
+        return False
+
+
+def accepts(port: int) -> bool:
+    """Whether something accepts connections on this port of loopback."""
+    with socket.socket() as connection:
+        connection.settimeout(1)
+        return connection.connect_ex(("127.0.0.1", port)) == 0

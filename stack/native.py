@@ -1,0 +1,217 @@
+"""The stack as plain processes, for a machine without a Docker engine. honcho supervises them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from stack.console import Failure, accepts, answers, say, wait_for
+from stack.render import render
+from stack.settings import GIVEN, ROOT, StackSettings, project
+
+BIN = Path(sys.executable).parent
+INSTALL = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "nginx-light"]
+
+
+def folder() -> Path:
+    """Where a native stack keeps its pids, logs, ledger and rendered configuration."""
+    return Path(tempfile.gettempdir()) / f"{project()}-{os.getuid()}"
+
+
+def nginx() -> str:
+    """The path of nginx, installed first where that is possible. Raises Failure with the command where it is not."""
+    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin"
+    if found := shutil.which("nginx", path=path):
+        return found
+    if os.getuid() != 0 or not shutil.which("apt-get"):
+        raise Failure(
+            "nginx is not installed, and only root on Debian or Ubuntu can have it installed from here: "
+            "sudo apt-get install nginx-light (or your system's command), then the same make again"
+        )
+    say("installing nginx with apt-get")
+    environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "PATH": path}
+    for command in (["apt-get", "update", "--quiet"], INSTALL):
+        done = subprocess.run(command, env=environ, capture_output=True, text=True)
+        if done.returncode:
+            raise Failure(f"{' '.join(command)} failed: {done.stderr.strip().splitlines()[-1:]}; install nginx by hand")
+    # The package starts a server of its own on port 80; this stack's is another.
+    subprocess.run(["nginx", "-s", "stop"], env=environ, capture_output=True)
+    return shutil.which("nginx", path=path) or "nginx"
+
+
+def nginx_version(path: str) -> tuple[int, ...]:
+    """The version of this nginx. Raises Failure when it is older than 1.22."""
+    text = subprocess.run([path, "-v"], capture_output=True, text=True).stderr
+    version = tuple(int(n) for n in re.findall(r"\d+", text.partition("/")[2])[:3])
+    if version < (1, 22):
+        raise Failure(f"{path} is nginx {'.'.join(map(str, version))}; it must be 1.22 or newer")
+    return version
+
+
+def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str]:
+    """What all processes of the stack get: .env, and what this way of running gives in Compose's stead."""
+    run = folder()
+    return table | GIVEN | {
+        "LEDGER_PATH": str(run / "ledger"),
+        "NGINX_RUN": str(run / "nginx"),
+        "NGINX_LISTEN": str(settings.http_port),
+        "NGINX_ACCESS_LOG": str(run / "access.log"),
+        "UPSTREAM_HOST": GIVEN["APP_HOST"],
+        "TARGET_URL": f"http://127.0.0.1:{settings.http_port}",
+    }  # fmt: skip
+
+
+def commands(settings: StackSettings) -> dict[str, str]:
+    """The stack's processes by name, as shell commands; `exec`, so that signals reach them and not a shell."""
+    run = folder()
+    locust = f"exec {BIN}/locust -f {ROOT}/loadtest/locustfile.py"
+    # Started as root, nginx would give its workers to "nobody", who cannot reach a folder that is root's own.
+    user = "user root; " if os.getuid() == 0 else ""
+    return {
+        "app": f"exec {BIN}/gunicorn --config app/gunicorn.conf.py --pid {run}/gunicorn.pid",
+        "nginx": f"exec {nginx()} -e stderr -c {run}/nginx/nginx.conf -g '{user}daemon off;'",
+        "locust": f"{locust} --master --master-bind-port {settings.locust_master_port} "
+        f"--host http://127.0.0.1:{settings.http_port} --web-host 127.0.0.1 --web-port {settings.locust_ui_port}",
+        "locust-worker": f"{locust} --worker --master-port {settings.locust_master_port}",
+    }
+
+
+def _pid(name: str) -> int | None:
+    """The pid in a pid file of this stack, if that process lives."""
+    try:
+        pid = int((folder() / name).read_text())
+        os.kill(pid, 0)
+    except (OSError, ValueError):
+        return None
+    return pid
+
+
+def running() -> bool:
+    return _pid("supervisor.pid") is not None
+
+
+def _check_ports(settings: StackSettings) -> None:
+    for name in ("http_port", "locust_ui_port", "locust_master_port", "app_port"):
+        port = getattr(settings, name)
+        advice = f"stop what listens there, or: make up {name.upper()}=…"
+        if accepts(port):
+            raise Failure(f"{name.upper()}={port}: the port is in use; {advice}")
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind(("0.0.0.0" if name == "http_port" else "127.0.0.1", port))
+            except PermissionError:
+                raise Failure(
+                    f"{name.upper()}={port}: you have no right to ports below 1024; type: make up {name.upper()}=8080 "
+                    "(or, as root: sysctl net.ipv4.ip_unprivileged_port_start=80)"
+                ) from None
+            except OSError as error:
+                raise Failure(f"{name.upper()}={port}: {error.strerror}; {advice}") from None
+
+
+def up(settings: StackSettings, table: dict[str, str]) -> None:
+    if running():
+        say("the stack is running already; make reload takes new code, make down stops it")
+        return
+    run = folder()
+    binary = nginx()
+    version = nginx_version(binary)
+    _check_ports(settings)
+    environ = environment(settings, table)
+    run.mkdir(exist_ok=True)
+    left_out = render(environ, run / "nginx", version)
+    if left_out:
+        say(f"nginx {'.'.join(map(str, version))} has no {', '.join(left_out)}: left out (docs/native.md)")
+    with open(run / "stack.log", "w") as log:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "stack.supervise"],
+            cwd=ROOT, env=os.environ | environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    (run / "supervisor.pid").write_text(f"{supervisor.pid}\n")
+
+    def all_answer() -> bool:
+        if supervisor.poll() is not None:
+            raise Failure("a process of the stack ended")
+        return answers(f"http://127.0.0.1:{settings.http_port}/nginx-health") and all(
+            answers(f"http://127.0.0.1:{port}{path}")
+            for port, path in ((settings.app_port, "/readyz"), (settings.locust_ui_port, "/"))
+        )
+
+    try:
+        wait_for("an answer of every part", all_answer, seconds=120)
+    except (Failure, KeyboardInterrupt) as failure:
+        down(settings)
+        say("".join(f"    {line}\n" for line in _last_words(run / "stack.log")).rstrip())
+        raise Failure(
+            f"the stack did not come up ({failure}), nothing was left running; its log above says why"
+        ) from None
+
+
+def _last_words(log: Path) -> list[str]:
+    lines = log.read_text().splitlines()
+    worse = [line for line in lines if re.search(r'"level": "(error|critical)"|\[(emerg|alert)\]|rror', line)]
+    return (worse or lines)[-8:]
+
+
+def down(settings: StackSettings) -> None:
+    pid = _pid("supervisor.pid")
+    if pid is None:
+        say("no native stack is running")
+        return
+    os.kill(pid, signal.SIGTERM)
+    wait_for("the end of the stack", lambda: _gone(pid), seconds=settings.stop_grace_seconds + 10)
+    (folder() / "supervisor.pid").unlink(missing_ok=True)
+
+
+def _gone(pid: int) -> bool:
+    with contextlib.suppress(ChildProcessError):  # where `up` itself is the parent
+        os.waitpid(pid, os.WNOHANG)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def logs() -> None:
+    subprocess.run(["tail", "-n", "100", "-F", folder() / "stack.log", folder() / "access.log"])
+
+
+def ps() -> None:
+    pid = _pid("supervisor.pid")
+    if pid is None:
+        say("no native stack is running")
+        return
+    parents = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True).stdout.splitlines()
+    tree = {str(pid)}
+    for line in parents:  # in the order of the pids, so that a parent comes before its children
+        child, parent = line.split()
+        if parent in tree:
+            tree.add(child)
+    subprocess.run(["ps", "--forest", "-o", "pid,etime,pcpu,rss,args", "-p", ",".join(tree)])
+
+
+def reload(settings: StackSettings) -> None:
+    del settings
+    pid, proxy = _pid("gunicorn.pid"), _pid("nginx/nginx.pid")
+    if pid is None or proxy is None:
+        raise Failure("no native stack is running; make up starts one")
+    os.kill(pid, signal.SIGHUP)
+    os.kill(proxy, signal.SIGHUP)
+
+
+def loadtest(settings: StackSettings, table: dict[str, str]) -> int:
+    """Run the load test against the running stack; its exit status."""
+    reports = ROOT / "reports"
+    reports.mkdir(exist_ok=True)
+    environ = os.environ | environment(settings, table)
+    return subprocess.run([sys.executable, "-m", "loadtest", str(reports)], cwd=ROOT, env=environ).returncode

@@ -1,0 +1,42 @@
+"""nginx's configuration for the native way: the same templates as in Compose, filled in the same way."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from stack.settings import ROOT
+
+# What an older nginx than the image's does not know: the directive, and the first version that has it.
+SINCE = {"keepalive_min_timeout": (1, 27, 4)}
+
+
+def fill(template: str, values: dict[str, str]) -> str:
+    """Put `values` in for ${NAME}, as the image's envsubst does; what is not among them stays as it is."""
+    return re.sub(r"\$\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
+
+
+def leave_out(text: str, version: tuple[int, ...]) -> tuple[str, list[str]]:
+    """The text without the directives that this nginx lacks, and their names."""
+    left_out = [name for name, since in SINCE.items() if version < since]
+    for name in left_out:
+        text = re.sub(rf"^\s*{name} .*;\n", "", text, flags=re.MULTILINE)
+    return text, left_out
+
+
+def render(values: dict[str, str], folder: Path, version: tuple[int, ...]) -> list[str]:
+    """Write the configuration for `values` (with NGINX_RUN, NGINX_LISTEN …) into `folder`.
+
+    Returns the names of the directives left out because nginx `version` has them not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    left_out: list[str] = []
+    for template in sorted((ROOT / "nginx/templates").glob("*.template")):
+        text, missing = leave_out(fill(template.read_text(), values), version)
+        (folder / template.stem).write_text(text)
+        left_out = left_out or missing
+    environ = {"PATH": os.environ.get("PATH", os.defpath)} | values
+    subprocess.run(["sh", str(ROOT / "nginx/40-upstream.sh")], env=environ, check=True)
+    return left_out

@@ -1,0 +1,97 @@
+"""All of .env, checked: what the app's settings do not cover is here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from dotenv import dotenv_values
+from pydantic import Field
+
+from app.server import budget
+from app.server.settings import Milliseconds, Port, Seconds, Settings, SettingsError, read
+
+ROOT = Path(__file__).parent.parent
+Memory = Annotated[str, Field(pattern=r"^[1-9]\d*[kmg]$", description="must be a number with k, m or g, as 512m")]
+Cpus = Annotated[float, Field(gt=0, le=1024)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class StackSettings(Settings):
+    """One field for each row of .env."""
+
+    app_replicas: Annotated[int, Field(ge=1, le=100)]
+    enable_lab: Literal["0", "1"]
+
+    http_port: Port
+    locust_ui_port: Port
+    locust_master_port: Port
+    server_names: Annotated[
+        str, Field(pattern=r"^[^;{}]+$", description="must be names as nginx's server_name takes them, blanks between")
+    ]
+
+    client_header_timeout_seconds: Seconds
+    client_body_timeout_seconds: Seconds
+    client_send_timeout_seconds: Seconds
+    client_keepalive_seconds: Seconds
+    client_keepalive_min_seconds: Seconds
+    proxy_next_upstream_tries: Annotated[int, Field(ge=1, le=10)]
+    proxy_send_timeout_seconds: Seconds
+    upstream_keepalive_connections: Count
+
+    client_max_body_bytes: Annotated[int, Field(ge=1)]
+    client_max_header_bytes: Annotated[int, Field(ge=1024, le=1 << 20)]
+    client_max_requests_in_flight: Count
+    nginx_worker_connections: Annotated[int, Field(ge=64, le=1_000_000)]
+    gzip_min_bytes: Annotated[int, Field(ge=0)]
+
+    nginx_cpus: Cpus
+    nginx_memory: Memory
+    nginx_pids: Count
+    app_cpus: Cpus
+    app_memory: Memory
+    app_pids: Count
+    locust_cpus: Cpus
+    locust_memory: Memory
+    locust_pids: Count
+
+    loadtest_shape: Literal["closed", "rate"]
+    loadtest_users: Count
+    loadtest_rate: Annotated[float, Field(gt=0, le=1_000_000)]
+    loadtest_seconds: Seconds
+    loadtest_warmup_seconds: Annotated[int, Field(ge=0, le=3600)]
+    loadtest_processes: Annotated[int, Field(ge=1, le=256)]
+    slo_p50_ms: Milliseconds
+    slo_p95_ms: Milliseconds
+    slo_p99_ms: Milliseconds
+    slo_error_share: Annotated[float, Field(ge=0, le=1)]
+    slo_min_rps: Annotated[float, Field(ge=0)]
+
+
+# What a way of running gives in addition to .env; Compose's are in docker-compose.yml.
+GIVEN = {"APP_HOST": "127.0.0.1", "TRUSTED_PROXIES": "127.0.0.1"}
+
+
+def rows() -> dict[str, str]:
+    """The rows of .env. A variable of the shell, or of make's command line, wins over its row, as in Compose."""
+    table = {name: value or "" for name, value in dotenv_values(ROOT / ".env").items()}
+    return {name: os.environ.get(name, value) for name, value in table.items()}
+
+
+def checked() -> tuple[StackSettings, dict[str, str]]:
+    """The settings, and the rows they were read from.
+
+    Raises SettingsError where a row is missing or wrong, or where the timeout budget does not hold.
+    """
+    table = rows()
+    settings = read(StackSettings, GIVEN | table)
+    if broken := budget.violations(settings):
+        raise SettingsError("\n".join(broken))
+    return settings, table
+
+
+def project() -> str:
+    """The name that keeps this stack apart from others on the same machine; Compose's rule for it."""
+    name = os.environ.get("COMPOSE_PROJECT_NAME") or ROOT.name.lower()
+    return "".join(c for c in name if c.isalnum() or c in "-_").lstrip("-_") or "stack"

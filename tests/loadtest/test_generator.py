@@ -1,0 +1,44 @@
+"""When the load generator itself is called the bottleneck, and when a worker's container is called healthy."""
+
+import time
+
+from loadtest.generator import Usage, is_saturated
+from loadtest.probe import connected
+
+TABLE = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0200A8C0:A1B2 0300A8C0:{port} {state} 00000000:00000000 00:00000000 00000000 10001        0 1 1 0 20 4 30 10 -1
+"""
+
+
+def test_a_process_busy_for_a_quarter_of_the_time_is_the_bottleneck() -> None:
+    assert is_saturated([0.95] * 5 + [0.3] * 15)
+
+
+def test_a_short_burst_is_not_the_bottleneck() -> None:
+    assert not is_saturated([0.95] * 4 + [0.3] * 16)
+
+
+def test_a_run_that_ended_before_a_sample_names_no_bottleneck() -> None:
+    assert not is_saturated([])
+
+
+def test_a_process_that_computes_is_seen_to_be_busy() -> None:
+    usage = Usage("this one")
+    start = time.monotonic()
+    while time.monotonic() < start + 0.3:
+        pass
+    usage.sample(time.monotonic() - start)
+    assert usage.busy[0] > 0.6, usage
+
+
+def test_a_process_that_sleeps_is_not_busy() -> None:
+    usage = Usage("this one")
+    time.sleep(0.3)
+    usage.sample(0.3)
+    assert usage.busy[0] < 0.5, usage
+
+
+def test_a_worker_is_healthy_while_connected_to_its_master() -> None:
+    assert connected(TABLE.format(port="15B5", state="01"))
+    assert not connected(TABLE.format(port="15B5", state="06")), "a closed connection"
+    assert not connected(TABLE.format(port="0050", state="01")), "a connection to the target"

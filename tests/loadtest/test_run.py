@@ -1,0 +1,214 @@
+"""`python -m loadtest` as a person runs it, against a small server of this test's own that answers as the stack does."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_SECONDS = 90
+SETTINGS = {
+    "LOADTEST_SHAPE": "closed",
+    "LOADTEST_USERS": "8",
+    "LOADTEST_RATE": "30",
+    "LOADTEST_SECONDS": "3",
+    "LOADTEST_WARMUP_SECONDS": "2",
+    "LOADTEST_PROCESSES": "2",
+    "SLO_P50_MS": "5000",
+    "SLO_P95_MS": "5000",
+    "SLO_P99_MS": "5000",
+    "SLO_ERROR_SHARE": "0",
+    "SLO_MIN_RPS": "1",
+}
+
+
+class Stack(ThreadingHTTPServer):
+    """Answers the demo app's endpoints and remembers what it was asked."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.delay_seconds = 0.0
+        self.broken = False
+        self.paths: list[str] = []
+        self.orders: dict[str, bytes] = {}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Stack
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        answers: dict[str, Any] = {"/": {"pid": 1}, "/items": [{"id": n} for n in range(20)], "/work/io": {"ms": 20}}
+        self.answer(200, answers.get(path, {"applied": 1}))
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        key, lines = self.headers["Idempotency-Key"], json.loads(body)["lines"]
+        applied = key not in self.server.orders
+        self.server.orders[key] = body
+        total = sum(line["quantity"] * line["unit_price_cents"] for line in lines)
+        self.answer(201, {"key": key, "applied": applied, "total_cents": total, "lines": len(lines)})
+
+    def answer(self, status: int, content: Any) -> None:
+        self.server.paths.append(self.path)
+        time.sleep(self.server.delay_seconds)
+        body = json.dumps({"error": "broken"} if self.server.broken else content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def stack() -> Iterator[Stack]:
+    with Stack() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def start(folder: Path, url: str, **settings: str) -> "subprocess.Popen[str]":
+    environ = os.environ | SETTINGS | {"TARGET_URL": url} | settings
+    command = [sys.executable, "-m", "loadtest", str(folder)]
+    return subprocess.Popen(command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    try:
+        output, _ = process.communicate(timeout=DEADLINE_SECONDS)
+    finally:
+        process.kill()
+    return process.returncode, output
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    (run,) = folder.iterdir()
+    content: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return content
+
+
+def wait_for_load(stack: Stack) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while len(stack.paths) < 50:
+        assert time.monotonic() < deadline, f"{len(stack.paths)} requests came, expected 50"
+        time.sleep(0.05)
+
+
+def test_a_run_within_the_objectives_exits_0_and_leaves_a_report(tmp_path: Path, stack: Stack) -> None:
+    status, output = finish(start(tmp_path, stack.url))
+
+    assert status == 0, output
+    assert "all objectives met" in output
+    assert re.search(r"^   3 s of 3  8 users  \d+ req/s  p95 \d+ ms  0 failures$", output, re.MULTILINE), output
+    assert re.search(r"^p95 +\d+ms +<= 5000ms +pass$", output, re.MULTILINE), output
+    (run,) = tmp_path.iterdir()
+    assert f"report: {tmp_path.name}/{run.name}" in output
+    left = {file.name for file in run.iterdir() if file.stat().st_size}
+    tables = {"requests.csv", "failures.csv", "exceptions.csv", "history.csv"}
+    assert left == tables | {"summary.json", "report.html", "history.svg", "locust.log"}
+    assert "<svg" in (run / "history.svg").read_text()
+    assert len((run / "history.csv").read_text().splitlines()) == 1 + 3, "a header and a row for each measured second"
+    measured = summary(tmp_path)["measured"]
+    assert measured["requests"] < 0.8 * len(stack.paths), "the warm-up of 2 s beside 3 s measured is not to be counted"
+    rows = (run / "requests.csv").read_text()
+    assert "/orders/{key}" in rows
+    assert not re.search(r"/orders/[0-9a-f]{8}", rows), "each order has become a row of its own"
+
+
+def test_a_fifth_of_the_traffic_are_orders_of_1_kb_each_under_its_own_key(tmp_path: Path, stack: Stack) -> None:
+    status, output = finish(start(tmp_path, stack.url, LOADTEST_SHAPE="rate", LOADTEST_SECONDS="4"))
+
+    assert status == 0, output
+    assert re.search(r"^achieved / intended rate +\S+ +>= 0.95 +pass$", output, re.MULTILINE), output
+    posts = [path for path in stack.paths if path == "/orders"]
+    assert len(posts) == len(stack.orders), "an idempotency key was used twice"
+    assert len(posts) > 0.15 * len(stack.paths), f"{len(posts)} orders among {len(stack.paths)} requests"
+    sizes = {len(body) for body in stack.orders.values()}
+    assert all(900 <= size <= 1100 for size in sizes), sizes
+
+
+def test_slow_answers_miss_the_objectives_and_the_rate_and_exit_1(tmp_path: Path, stack: Stack) -> None:
+    stack.delay_seconds = 2.5  # longer than a user's pace, so that arrivals are held back
+    settings = {"LOADTEST_SHAPE": "rate", "LOADTEST_SECONDS": "6", "SLO_P50_MS": "100"}
+    status, output = finish(start(tmp_path, stack.url, **settings))
+
+    assert status == 1, output
+    assert "missed: p50, achieved / intended rate" in output
+    assert summary(tmp_path)["exit_status"] == 1
+
+
+def test_a_wrong_answer_with_status_200_is_a_failure(tmp_path: Path, stack: Stack) -> None:
+    stack.broken = True
+    status, output = finish(start(tmp_path, stack.url, LOADTEST_WARMUP_SECONDS="0", LOADTEST_SECONDS="2"))
+
+    assert status == 1, output
+    assert "missed: error share" in output
+    assert "failures: GET /: the answer's content is not what was asked for" in output
+
+
+def test_a_target_that_is_down_is_one_clear_line_and_exit_2(tmp_path: Path, stack: Stack) -> None:
+    stack.server_close()
+    status, output = finish(start(tmp_path, stack.url))
+
+    assert status == 2
+    assert re.fullmatch(rf"loadtest: {stack.url} does not answer \(.*\): try `make up`\n", output), output
+    assert not list(tmp_path.iterdir()), "nothing half-started is left"
+
+
+def test_a_bad_setting_is_one_clear_line_and_exit_2(tmp_path: Path, stack: Stack) -> None:
+    status, output = finish(start(tmp_path, stack.url, LOADTEST_SHAPE="steps"))
+
+    assert status == 2
+    assert output.startswith("loadtest: LOADTEST_SHAPE=steps: it must be one of: closed, rate")
+    assert output.count("\n") == 1, output
+
+
+def test_a_worker_lost_in_mid_run_exits_2_and_says_so(tmp_path: Path, stack: Stack) -> None:
+    run = start(tmp_path, stack.url, LOADTEST_SECONDS="60")
+    wait_for_load(stack)
+    workers = psutil.Process(run.pid).children()
+    workers[0].kill()
+    status, output = finish(run)
+
+    assert status == 2, output
+    assert re.search(r"could not run: worker process [12] of Locust was lost \(exit status -9\)", output), output
+    assert not any(worker.is_running() for worker in workers), "load goes on after the run"
+
+
+def test_ctrl_c_stops_the_load_and_leaves_what_was_measured(tmp_path: Path, stack: Stack) -> None:
+    run = start(tmp_path, stack.url, LOADTEST_SECONDS="60", LOADTEST_WARMUP_SECONDS="0")
+    wait_for_load(stack)
+    time.sleep(2)  # seconds are what is measured
+    workers = psutil.Process(run.pid).children()
+    run.send_signal(signal.SIGINT)
+    status, output = finish(run)
+
+    assert status == 130, output
+    assert "interrupted" in output
+    assert summary(tmp_path)["measured"]["requests"] > 0
+    assert not any(worker.is_running() for worker in workers), "load goes on after the run"
