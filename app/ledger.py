@@ -38,11 +38,12 @@ class Ledger:
         self._catch_up()
         return self._deliveries[key]
 
-    def summary(self, most: int) -> tuple[int, int, dict[str, int]]:
-        """The number of keys, of deliveries, and the keys delivered more than once, `most` of them."""
+    def summary(self, prefix: str, most: int) -> tuple[int, int, dict[str, int]]:
+        """Of the keys with `prefix`: how many, their deliveries, and those delivered more than once, `most` of them."""
         self._catch_up()
-        repeated = {key: n for key, n in self._deliveries.items() if n > 1}
-        return len(self._deliveries), self._deliveries.total(), dict(list(repeated.items())[:most])
+        counts = {key: n for key, n in self._deliveries.items() if key.startswith(prefix)}
+        repeated = {key: n for key, n in counts.items() if n > 1}
+        return len(counts), sum(counts.values()), dict(list(repeated.items())[:most])
 
     def _catch_up(self, own: str = "") -> bool:
         """Read what was appended since; true if `own` is among it and the first line of its key."""

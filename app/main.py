@@ -153,9 +153,9 @@ class LedgerSummary(BaseModel):
 
 
 @app.get("/orders")
-async def ledger_summary() -> LedgerSummary:
-    """The whole ledger in three numbers; at most 1,000 of the keys that arrived more than once."""
-    keys, deliveries, repeated = ledger().summary(most=1000)
+async def ledger_summary(prefix: Annotated[str, Query(max_length=64)] = "") -> LedgerSummary:
+    """The ledger of all keys with this prefix in three numbers; at most 1,000 of those that arrived more than once."""
+    keys, deliveries, repeated = ledger().summary(prefix, most=1000)
     return LedgerSummary(keys=keys, deliveries=deliveries, repeated=repeated)
 
 

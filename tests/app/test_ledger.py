@@ -25,7 +25,7 @@ def test_of_many_processes_that_deliver_the_same_keys_each_key_is_applied_by_one
     for process in processes:
         process.join()
     assert sum(applied) == len(keys)
-    assert Ledger(path).summary(0)[:2] == (len(keys), 4 * len(keys))
+    assert Ledger(path).summary("", 0)[:2] == (len(keys), 4 * len(keys))
 
 
 def test_what_was_delivered_is_known_after_the_process_is_gone(tmp_path: Path) -> None:
@@ -34,7 +34,8 @@ def test_what_was_delivered_is_known_after_the_process_is_gone(tmp_path: Path) -
     second = Ledger(tmp_path / "ledger")
     assert not second.deliver("a")
     assert (second.deliveries("a"), first.deliveries("a"), second.deliveries("b")) == (2, 2, 0)
-    assert second.summary(10) == (1, 2, {"a": 2})
+    assert second.summary("", 10) == (1, 2, {"a": 2})
+    assert second.summary("b", 10) == (0, 0, {})
 
 
 def test_a_line_that_is_not_whole_yet_is_read_later(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_a_ledger_longer_than_one_read_is_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     path.write_text("".join(f"key-{n} old:1:{n}\n" for n in range(100_000)))
     assert path.stat().st_size > 1 << 20
-    assert Ledger(path).summary(0) == (100_000, 100_000, {})
+    assert Ledger(path).summary("", 0) == (100_000, 100_000, {})
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -1,0 +1,245 @@
+"""A load client for the proofs: it notes what became of every single request, and asks the app afterwards.
+
+Requests arrive at a constant rate whether the stack keeps up or not (a true open loop), over keep-alive connections.
+Nothing is ever sent twice: a request without a success answer is lost, whatever a kinder client would have done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvloop
+
+from proofs.stack import Stack
+
+# About 1 KB, as in real life; every field of the demo app's model.
+BODY = json.dumps(
+    {
+        "customer": {"name": "Ada Lovelace", "email": "ada@example.com", "address": "12 St James's Square, London"},
+        "lines": [{"sku": f"sku-{n}", "quantity": n, "unit_price_cents": 250} for n in range(1, 11)],
+        "note": "n" * 400,
+    }
+).encode()
+ANSWER_SECONDS = 60  # an answer that takes longer counts as none
+MOST_CONNECTIONS = 2000
+
+
+@dataclass
+class Outcome:
+    """What became of the requests of one run. Times are seconds since its start, latencies seconds."""
+
+    prefix: str
+    sent: Counter[str] = field(default_factory=Counter)
+    answered: Counter[str] = field(default_factory=Counter)
+    lost: list[tuple[float, str, str, str]] = field(default_factory=list)  # when, method, key, why
+    latencies: list[float] = field(default_factory=list)
+    doubled: dict[str, int] = field(default_factory=dict)
+    applied: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.sent.total()
+
+    def percentile(self, share: float) -> float:
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+    def lost_since(self, when: float) -> list[tuple[float, str, str, str]]:
+        return [entry for entry in self.lost if entry[0] >= when]
+
+    def __str__(self) -> str:
+        why = Counter(f"{method} {reason}" for _, method, _, reason in self.lost)
+        return (
+            f"{self.total} requests ({self.sent['POST']} POST), {len(self.lost)} lost {dict(why)}, "
+            f"{len(self.doubled)} doubled, longest wait {max(self.latencies, default=0):.2f} s"
+        )
+
+    def assert_nothing_lost_or_doubled(self) -> None:
+        assert self.total > 0
+        assert self.sent["POST"] >= 0.3 * self.total, self
+        assert not self.lost, f"{self}; the first: {self.lost[:5]}"
+        assert not self.doubled, f"{self}: {list(self.doubled.items())[:5]}"
+        assert self.applied == self.answered["POST"], f"{self}: {self.applied} POSTs are in the ledger"
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection to nginx, with one request under way at the most."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.waiter: asyncio.Future[int] | None = None
+        self.buffer = b""
+        self.closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        head, found, body = self.buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        headers = head.lower().split(b"\r\n")
+        length = next((int(h[15:]) for h in headers if h.startswith(b"content-length:")), 0)
+        if len(body) < length:
+            return
+        self.buffer = b""
+        if b"connection: close" in headers:
+            self.closed = True
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(int(head[9:12]))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_exception(exc or ConnectionError("closed without an answer"))
+
+    async def ask(self, request: bytes) -> int:
+        assert self.transport is not None
+        self.waiter = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await self.waiter
+        finally:
+            self.waiter = None
+
+
+class Client:
+    """Sends requests to one stack and notes their outcome. Lives on one event loop."""
+
+    def __init__(self, port: int, post_share: float = 0.4, get_path: str = "/work/io?ms=1") -> None:
+        self.port = port
+        self.post_share = post_share
+        self.get_path = get_path
+        self.outcome = Outcome(prefix=uuid.uuid4().hex[:12])
+        self.idle: deque[Connection] = deque()
+        self.open = 0
+        self.start = time.monotonic()
+
+    async def send(self, due: float | None = None) -> None:
+        """One request, timed from the moment it was due."""
+        due = time.monotonic() if due is None else due
+        method = "POST" if random.random() < self.post_share else "GET"
+        key = f"{self.outcome.prefix}-{self.outcome.total}"
+        self.outcome.sent[method] += 1
+        path = "/orders" if method == "POST" else self.get_path
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: {key}\r\n"
+        if method == "POST":
+            head += f"Idempotency-Key: {key}\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n"
+        try:
+            status = await self._ask(head.encode() + b"\r\n" + (BODY if method == "POST" else b""))
+            why = "" if status in (200, 201) else f"status {status}"
+        except (OSError, TimeoutError) as error:
+            why = f"{type(error).__name__}: {error}"
+        if why:
+            self.outcome.lost.append((due - self.start, method, key, why))
+        else:
+            self.outcome.answered[method] += 1
+            self.outcome.latencies.append(time.monotonic() - due)
+
+    async def _ask(self, request: bytes) -> int:
+        while self.idle:
+            connection = self.idle.popleft()  # the one that was idle longest: every connection sees idle time
+            if not connection.closed:
+                break
+        else:
+            if self.open >= MOST_CONNECTIONS:
+                raise ConnectionError(f"{MOST_CONNECTIONS} requests are without an answer already")
+            _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self.port)
+        self.open += 1
+        try:
+            status = await connection.ask(request)
+        finally:
+            self.open -= 1
+        if connection.closed:
+            assert connection.transport is not None
+            connection.transport.close()
+        else:
+            self.idle.append(connection)
+        return status
+
+    def close(self) -> None:
+        for connection in self.idle:
+            assert connection.transport is not None
+            connection.transport.close()
+
+
+class OpenLoop:
+    """Load at `rate` requests a second for as long as the `with` block lasts, from a thread of its own.
+
+    Afterwards `outcome` is complete: all answers are in, and the app was asked what it applied.
+    """
+
+    def __init__(self, stack: Stack, rate: float, **client: Any) -> None:
+        self.stack = stack
+        self.rate = rate
+        self.client = Client(stack.http_port, **client)
+        self.outcome = self.client.outcome
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._run()), daemon=True)
+
+    @property
+    def now(self) -> float:
+        return time.monotonic() - self.client.start
+
+    async def _run(self) -> None:
+        under_way: set[asyncio.Task[None]] = set()
+        due = self.client.start = time.monotonic()
+        while not self._ending.is_set():
+            while due <= time.monotonic():
+                task = asyncio.create_task(self.client.send(due))
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
+                due += 1 / self.rate
+            await asyncio.sleep(max(0.001, due - time.monotonic()))
+        if under_way:
+            await asyncio.wait(under_way)
+        self.client.close()
+
+    def __enter__(self) -> OpenLoop:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ending.set()
+        self._thread.join()
+        if exc == (None, None, None):
+            ask_the_ledger(self.stack, self.outcome)
+
+    def run_for(self, seconds: float) -> None:
+        """Let the load run on. Not a wait for anything: the time is the amount of load."""
+        time.sleep(seconds)
+
+
+def volleys(stack: Stack, size: int, gaps: list[float]) -> Outcome:
+    """`size` requests at once, a silence of the first of `gaps` seconds, as many again, the next silence …
+
+    All connections of the proxy to the app idle for just so long in between.
+    """
+    client = Client(stack.http_port, post_share=0.7, get_path="/")
+
+    async def run() -> None:
+        await asyncio.gather(*(client.send() for _ in range(size)))
+        for gap in gaps:
+            await asyncio.sleep(gap)
+            await asyncio.gather(*(client.send() for _ in range(size)))
+        client.close()
+
+    uvloop.run(run())
+    ask_the_ledger(stack, client.outcome)
+    return client.outcome
+
+
+def ask_the_ledger(stack: Stack, outcome: Outcome) -> None:
+    with stack.client() as client:
+        ledger = client.get("/orders", params={"prefix": f"{outcome.prefix}-"}).json()
+    outcome.applied, outcome.doubled = ledger["keys"], ledger["repeated"]
