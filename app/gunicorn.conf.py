@@ -15,7 +15,10 @@ try:
 except SettingsError as error:
     sys.exit(str(error))
 
-bind = f"{settings.app_host}:{settings.app_port}"
+# One listening socket for each worker: on a shared one, keep-alive connections stay with whoever took them, and a
+# fast request waits behind a slow one while another worker has nothing to do. nginx lists the same ports.
+listeners = settings.workers if settings.worker_listeners == "per-worker" else 1
+bind = [f"{settings.app_host}:{settings.app_port + i}" for i in range(listeners)]
 workers = settings.workers
 worker_class = "app.server.worker.Worker"
 wsgi_app = "app.server.asgi:application"
@@ -27,6 +30,9 @@ keepalive = settings.app_keepalive_seconds
 # A worker whose event loop has not moved for so long is killed.
 timeout = settings.worker_timeout_seconds
 graceful_timeout = settings.gunicorn_graceful_seconds
+# A leak in the app must not grow for ever; the jitter keeps the workers from being replaced in step.
+max_requests = settings.max_requests
+max_requests_jitter = settings.max_requests_jitter
 # Whose X-Forwarded-* Uvicorn believes: nginx alone. The default, loopback, makes every client 172.x in Compose.
 forwarded_allow_ips = networks.trusted(settings.trusted_proxies)
 # The heartbeat is a file: on a disk, a stalled write is taken for a hung worker. It must be in memory.

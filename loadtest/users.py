@@ -75,7 +75,7 @@ class Visitor(FastHttpUser):
             except (ValueError, LookupError, TypeError, AttributeError):
                 answered = False
             if not answered:
-                response.failure("the answer's content is not what was asked for")
+                response.failure("the content is not what was asked for")
             return answered
 
 

@@ -12,13 +12,26 @@ if [ -n "${UPSTREAM_RESOLVER:-}" ]; then
     suffix=" resolve"
 fi
 
+# One socket for each worker, or one for all.
+listeners=1
+[ "${WORKER_LISTENERS}" = shared ] || listeners=${WORKERS}
+servers=
+port=${APP_PORT}
+while [ "$port" -lt $((APP_PORT + listeners)) ]; do
+    servers="${servers}
+    server ${UPSTREAM_HOST}:${port}${suffix:-} max_fails=0;"
+    port=$((port + 1))
+done
+
 cat >"${NGINX_RUN}/upstream.conf" <<UPSTREAM
 upstream app {
     # Shared by nginx's workers; \`resolve\` needs it.
     zone app 256k;${resolve:-}
-    # max_fails=0: the default, 1, takes a replica out for ten seconds after one slow answer, and with two
-    # replicas one slow GET is enough to take out both: 502 for everyone.
-    server ${UPSTREAM_HOST}:${APP_PORT}${suffix:-} max_fails=0;
+    # To the worker with the fewest requests under way. By default they take turns, and a fast request waits behind
+    # a slow one while another worker has nothing to do.
+    least_conn;
+    # max_fails=0: the default, 1, takes a worker out for ten seconds after one slow answer, and one slow GET that
+    # is tried on each is enough to take out all: 502 for everyone.${servers}
     # Idle connections to the app, kept open: without them each request opens one, at 1.6 times the app's CPU.
     keepalive ${UPSTREAM_KEEPALIVE_CONNECTIONS};
     # Shorter than the app's keep-alive, so that nginx closes first: otherwise POSTs get 502.

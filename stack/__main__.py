@@ -49,8 +49,10 @@ def run(command: str) -> int:
         module.up(settings, table)
         say(f"up after {time.monotonic() - start:.1f} s: http://localhost:{settings.http_port}/ (nginx), "
             f"http://localhost:{settings.locust_ui_port}/ (Locust)")  # fmt: skip
-    elif command in ("down", "reload"):
-        getattr(module, command)(settings)
+    elif command == "down":
+        module.down(settings)
+    elif command == "reload":
+        module.reload(settings, table)
     else:
         getattr(module, command)()
     return 0

@@ -61,6 +61,7 @@ def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str
     run = folder()
     return table | GIVEN | {
         "LEDGER_PATH": str(run / "ledger"),
+        "RUN_DIR": str(run),
         "NGINX_RUN": str(run / "nginx"),
         "NGINX_LISTEN": str(settings.http_port),
         "NGINX_ACCESS_LOG": str(run / "access.log"),
@@ -76,10 +77,11 @@ def commands(settings: StackSettings) -> dict[str, str]:
     # Started as root, nginx would give its workers to "nobody", who cannot reach a folder that is root's own.
     user = "user root; " if os.getuid() == 0 else ""
     return {
-        "app": f"exec {BIN}/gunicorn --config app/gunicorn.conf.py --pid {run}/gunicorn.pid",
+        "app": f"exec {BIN}/python -m app.server",
         "nginx": f"exec {nginx()} -e stderr -c {run}/nginx/nginx.conf -g '{user}daemon off;'",
         "locust": f"{locust} --master --master-bind-port {settings.locust_master_port} "
-        f"--host http://127.0.0.1:{settings.http_port} --web-host 127.0.0.1 --web-port {settings.locust_ui_port}",
+        f"--host http://127.0.0.1:{settings.http_port} --class-picker "
+        f"--web-host 127.0.0.1 --web-port {settings.locust_ui_port}",
         "locust-worker": f"{locust} --worker --master-port {settings.locust_master_port}",
     }
 
@@ -200,13 +202,25 @@ def ps() -> None:
     subprocess.run(["ps", "--forest", "-o", "pid,etime,pcpu,rss,args", "-p", ",".join(tree)])
 
 
-def reload(settings: StackSettings) -> None:
-    del settings
-    pid, proxy = _pid("gunicorn.pid"), _pid("nginx/nginx.pid")
-    if pid is None or proxy is None:
+def reload(settings: StackSettings, table: dict[str, str]) -> None:
+    proxy = _pid("nginx/nginx.pid")
+    if proxy is None:
         raise Failure("no native stack is running; make up starts one")
-    os.kill(pid, signal.SIGHUP)
-    os.kill(proxy, signal.SIGHUP)
+    environ = environment(settings, table)
+    command = [sys.executable, "-m", "app.server.reload"]
+    if subprocess.run(command, cwd=ROOT, env=os.environ | environ).returncode:
+        raise Failure("the old code serves on")
+    # Only if there is something new to read: before 1.27.4 a reload of nginx resets idle client connections.
+    config = folder() / "nginx"
+    before = _texts(config)
+    render(environ, config, nginx_version(nginx()))
+    if _texts(config) != before:
+        os.kill(proxy, signal.SIGHUP)
+        say("nginx reloads its configuration, which has changed")
+
+
+def _texts(config: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in config.glob("*.conf")}
 
 
 def loadtest(settings: StackSettings, table: dict[str, str]) -> int:

@@ -36,7 +36,6 @@ class StackSettings(Settings):
     client_send_timeout_seconds: Seconds
     client_keepalive_seconds: Seconds
     client_keepalive_min_seconds: Seconds
-    proxy_next_upstream_tries: Annotated[int, Field(ge=1, le=10)]
     proxy_send_timeout_seconds: Seconds
     upstream_keepalive_connections: Count
 
@@ -58,10 +57,10 @@ class StackSettings(Settings):
 
     loadtest_shape: Literal["closed", "rate"]
     loadtest_users: Count
-    loadtest_rate: Annotated[float, Field(gt=0, le=1_000_000)]
+    loadtest_rate: Count
     loadtest_seconds: Seconds
     loadtest_warmup_seconds: Annotated[int, Field(ge=0, le=3600)]
-    loadtest_processes: Annotated[int, Field(ge=1, le=256)]
+    loadtest_processes: Annotated[int, Field(ge=1, le=64)]
     slo_p50_ms: Milliseconds
     slo_p95_ms: Milliseconds
     slo_p99_ms: Milliseconds

@@ -18,7 +18,10 @@ COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """`left` must stand in `relation` to `factor` times `right`; the symptom is what shows when it does not."""
+    """`left` must stand in `relation` to `factor` times `right`; the symptom is what shows when it does not.
+
+    With `each_worker`, `left` counts once for each of a replica's workers.
+    """
 
     name: str
     left: str
@@ -26,15 +29,19 @@ class Rule:
     right: str
     symptom: str
     factor: float = 1.0
+    each_worker: bool = False
 
     def broken_by(self, settings: Settings) -> str | None:
         """One line that names the rule, both values and the symptom; None where the rule holds."""
         left, right = (_in_seconds(settings, name) for name in (self.left, self.right))
+        if self.each_worker:
+            left *= settings.workers
         if COMPARE[self.relation](left, self.factor * right):
             return None
         times = "" if self.factor == 1 else f"{self.factor:g} times "
+        each = f" for each of WORKERS={settings.workers}" if self.each_worker else ""
         return (
-            f"timeout budget, rule {self.name}: {_row(settings, self.left)} must be {self.relation} "
+            f"timeout budget, rule {self.name}: {_row(settings, self.left)}{each} must be {self.relation} "
             f"{times}{_row(settings, self.right)}, or else {self.symptom} (docs/timeouts.md)"
         )
 
@@ -125,7 +132,15 @@ RULES = (
         "proxy_connect_timeout_ms",
         "less than",
         "proxy_next_upstream_timeout_ms",
-        "the first dead replica uses up the time in which another would have answered, and the client gets 504",
+        "a dead replica uses up the time in which another would have answered, and the client gets 504",
+        each_worker=True,
+    ),
+    Rule(
+        "tries-reach-another-replica",
+        "proxy_next_upstream_tries",
+        "more than",
+        "workers",
+        "a request can meet only the sockets of one dead replica, and the client gets 502",
     ),
     Rule(
         "proxy-stop-outlasts-answers",

@@ -1,4 +1,4 @@
-"""The container's health check: exit status 0 when the app on this machine says it is ready."""
+"""The container's health check: exit status 0 when every worker's socket answers that it is ready."""
 
 from __future__ import annotations
 
@@ -18,4 +18,6 @@ def ready(host: str, port: int, seconds: float) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if ready("127.0.0.1", int(os.environ["APP_PORT"]), seconds=2) else 1)
+    first = int(os.environ["APP_PORT"])
+    listeners = 1 if os.environ["WORKER_LISTENERS"] == "shared" else int(os.environ["WORKERS"])
+    sys.exit(0 if all(ready("127.0.0.1", first + i, seconds=2) for i in range(listeners)) else 1)

@@ -26,6 +26,9 @@ class Settings(BaseModel):
         Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="must be module:attribute, as app.main:app"),
     ]
     workers: Annotated[int, Field(ge=1, le=256)]
+    worker_listeners: Literal["per-worker", "shared"]
+    max_requests: Annotated[int, Field(ge=0)]
+    max_requests_jitter: Annotated[int, Field(ge=0)]
     log_level: Literal["debug", "info", "warning", "error"]
     slow_request_ms: Milliseconds
 
@@ -36,6 +39,7 @@ class Settings(BaseModel):
 
     proxy_connect_timeout_ms: Milliseconds
     proxy_next_upstream_timeout_ms: Milliseconds
+    proxy_next_upstream_tries: Annotated[int, Field(ge=1, le=1000)]
     proxy_read_timeout_seconds: Seconds
     upstream_keepalive_seconds: Seconds
     request_deadline_seconds: Seconds

@@ -122,6 +122,7 @@ class Exchange:
                 if name == b"content-type":
                     if value.startswith(b"text/event-stream"):
                         self._timer.cancel()
+                        lifecycle.mark_stream(self._scope)
                         # nginx would collect the events and hand them on by the buffer
                         message["headers"] = [*message["headers"], (b"x-accel-buffering", b"no")]
                     break

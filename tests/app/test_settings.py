@@ -37,7 +37,7 @@ def test_every_fault_has_a_line_of_its_own() -> None:
 @pytest.mark.parametrize("rule", budget.RULES, ids=lambda rule: rule.name)
 def test_a_rule_holds_on_one_side_of_its_bound_and_breaks_on_the_other(rule: budget.Rule) -> None:
     good = settings()
-    bound = budget._in_seconds(good, rule.right) * rule.factor
+    bound = budget._in_seconds(good, rule.right) * rule.factor / (good.workers if rule.each_worker else 1)
     unit = 1000 if rule.left.endswith("_ms") else 1
     strict = rule.relation in ("less than", "more than")
     step = -1 if rule.relation in ("less than", "at most") else 1

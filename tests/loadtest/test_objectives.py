@@ -1,6 +1,7 @@
 """The gate: which runs count as met, as missed, and as not measured at all."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_a_figure_equal_to_its_limit_is_met() -> None:
         ({"goodput": 99}, "throughput, right answers"),
     ],
 )
-def test_each_objective_alone_can_fail_the_run_and_is_named(worse: dict[str, float], objective: str) -> None:
+def test_each_objective_alone_can_fail_the_run_and_is_named(worse: dict[str, Any], objective: str) -> None:
     measured = replace(GOOD, **worse)
     code, line = verdict(measured, evaluate(measured, OBJECTIVES), [], False)
     assert (code, line) == (MISSED, f"missed: {objective}")

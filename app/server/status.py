@@ -1,0 +1,54 @@
+"""The master's account of its workers: a small JSON file, for `make reload` and for whoever looks."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal, TypedDict
+
+State = Literal["starting", "ready", "reloading", "failed"]
+
+
+class WorkerStatus(TypedDict):
+    pid: int
+    slot: int
+    generation: int
+    state: Literal["booting", "ready", "retiring", "draining"]
+
+
+class Status(TypedDict):
+    master: int
+    generation: int  # the one that serves
+    attempt: int  # the newest one, whatever became of it: each reload counts it up
+    state: State
+    reason: str  # why the newest attempt failed
+    workers: list[WorkerStatus]
+
+
+def path() -> Path:
+    """RUN_DIR, or the system's folder for temporary files; the port tells two stacks on one machine apart."""
+    folder = os.environ.get("RUN_DIR") or tempfile.gettempdir()
+    return Path(folder) / f"app-{os.environ['APP_PORT']}.status.json"
+
+
+def write(status: Status) -> None:
+    """Replace the file in one step: a reader never sees half of it."""
+    target = path()
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=target.name)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(status, file)
+    os.replace(name, target)
+
+
+def read() -> Status | None:
+    """None when no master of this user has written one."""
+    try:
+        with path().open() as file:
+            if os.fstat(file.fileno()).st_uid != os.getuid():
+                return None  # somebody else's file in a shared folder must not choose the process to signal
+            status: Status = json.load(file)
+            return status
+    except (FileNotFoundError, ValueError):
+        return None
