@@ -6,7 +6,7 @@ STACK := $(PYTHON) -m stack
 # uv from the system, or one of the virtual environment's own.
 UV := $(shell command -v uv || echo .uv/bin/uv)
 
-.PHONY: help up down logs ps check test loadtest reload bench clean
+.PHONY: help up down logs ps check test loadtest reload deploy bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ loadtest: .venv ## load the running stack and hold it to the objectives of .env;
 
 reload: .venv ## new code and configuration into the running processes
 	@$(STACK) reload
+
+deploy: .venv ## build the app and replace the running containers by the new ones, with no request lost
+	@$(STACK) deploy
 
 bench: .venv ## what the shell and the proxy cost, measured side by side
 	@$(PYTHON) -m bench

@@ -9,7 +9,7 @@ import time
 from types import ModuleType
 
 from app.server.settings import SettingsError
-from stack import check, compose, native
+from stack import check, compose, deploy, native
 from stack.console import Failure, fail, say
 from stack.settings import checked
 
@@ -51,7 +51,9 @@ def run(command: str) -> int:
             f"http://localhost:{settings.locust_ui_port}/ (Locust)")  # fmt: skip
     elif command == "down":
         module.down(settings)
-    elif command == "reload":
+    elif command == "deploy" and module is compose:
+        deploy.deploy(settings)
+    elif command in ("reload", "deploy"):  # as plain processes there is no image: new code is a reload
         module.reload(settings, table)
     else:
         getattr(module, command)()
@@ -60,7 +62,7 @@ def run(command: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="stack", description="The commands behind the Makefile.")
-    parser.add_argument("command", choices=["up", "down", "logs", "ps", "check", "loadtest", "reload"])
+    parser.add_argument("command", choices=["up", "down", "logs", "ps", "check", "loadtest", "reload", "deploy"])
     command = parser.parse_args().command
     try:
         return run(command)

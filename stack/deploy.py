@@ -1,0 +1,110 @@
+"""`make deploy`: the running app containers give way to a new image, one after the other, and no request is lost.
+
+For each old replica a new one starts beside it and gets ready; it refuses connections until then, so that nginx goes
+elsewhere. Then the old one is stopped: it refuses new connections, and answers on those that are open.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stack import compose
+from stack.console import Failure, say
+from stack.settings import StackSettings, project
+
+# How long a new replica may take to get ready: generous, an import can be slow. One that exits is noticed at once.
+READY_SECONDS = 180
+
+
+def deploy(settings: StackSettings) -> None:
+    """Build, replace, and take back what does not get ready. Raises Failure; the old replicas serve on then."""
+    with _alone():
+        old = _replicas()
+        if not old:
+            raise Failure("no stack is running, so there is nothing to replace; make up starts one")
+        before = _inspect(old[0])
+        compose.run("build", "--quiet", "app")
+        for number, replica in enumerate(old, start=1):
+            new = _start_one_more(len(old))
+            try:
+                _wait_until_ready(new)
+            except (Failure, KeyboardInterrupt):
+                _roll_back(new, before)
+                raise
+            # Until nginx has asked Docker's DNS again (every second) it does not know the new one.
+            time.sleep(2)
+            _docker("stop", "--time", str(settings.stop_grace_seconds), replica)
+            _docker("rm", replica)
+            say(f"replica {number} of {len(old)} replaced")
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Two deploys at once would each count the other's replicas as old."""
+    path = Path(tempfile.gettempdir()) / f"{project()}-{os.getuid()}.deploy.lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failure("another deploy of this stack is running; wait for its end, then try again") from None
+        yield
+
+
+def _replicas() -> list[str]:
+    """The ids of the running app containers."""
+    asked = subprocess.run([*compose.COMPOSE, "ps", "--quiet", "app"], capture_output=True, text=True)
+    return asked.stdout.split()
+
+
+def _start_one_more(count: int) -> str:
+    """Start a replica of the new image beside `count` others; its id."""
+    before = set(_replicas())
+    compose.run("up", "--detach", "--no-deps", "--no-recreate", "--no-build", "--scale", f"app={count + 1}", "app")
+    asked = subprocess.run([*compose.COMPOSE, "ps", "--all", "--quiet", "app"], capture_output=True, text=True)
+    (new,) = set(asked.stdout.split()) - before
+    return new
+
+
+def _wait_until_ready(container: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        state = _inspect(container)
+        health = state["State"]["Health"]["Status"]
+        if health == "healthy":
+            return
+        # `restart: unless-stopped` starts it again and again
+        if state["RestartCount"] or state["State"]["Status"] == "exited":
+            raise Failure("the new version does not start")
+        if health == "unhealthy" or time.monotonic() > deadline:
+            raise Failure("the new version does not get ready")
+        time.sleep(0.2)
+
+
+def _roll_back(new: str, before: dict[str, Any]) -> None:
+    say("--- the end of the new version's log:")
+    subprocess.run(["docker", "logs", "--tail", "15", new], stderr=subprocess.STDOUT)
+    say("--- rolled back: it is removed, and the old version serves on")
+    _docker("rm", "--force", new)
+    # So that the next `make up` does not start the bad image.
+    _docker("tag", before["Image"], before["Config"]["Image"])
+
+
+def _inspect(container: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = json.loads(_docker("inspect", container))
+    return found[0]
+
+
+def _docker(*arguments: str) -> str:
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise Failure(f"docker {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
