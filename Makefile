@@ -39,7 +39,7 @@ deploy: .venv ## build the app and replace the running containers by the new one
 	@$(STACK) deploy
 
 bench: .venv ## what the shell and the proxy cost, measured side by side
-	@$(PYTHON) -m bench
+	@$(PYTHON) -m bench $(EXPERIMENTS)
 
 clean: down ## stop it, and remove what it and the tests left: volumes, images, reports, caches
 	@if docker version >/dev/null 2>&1; then docker compose down --volumes --rmi local --remove-orphans; fi

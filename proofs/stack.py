@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +67,30 @@ def until(what: str, happened: Callable[[], Any], seconds: float = DEADLINE) -> 
     return answer
 
 
-class Stack:
-    """`way` is "compose" or "native"; `rows` override those of .env."""
+Patch = tuple[str, str, str]  # a file of the tree, what stands in it, what stands there instead
 
-    def __init__(self, way: str, name: str, **rows: str) -> None:
+
+def patched_copy(patches: Sequence[Patch]) -> Path:
+    """A copy of the tree in a temporary folder, with a setting or more changed. Whoever asks removes it."""
+    root = Path(tempfile.mkdtemp(prefix="proof-tree-"))
+    files = subprocess.check_output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT)
+    for name in files.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)
+    for name, before, after in patches:
+        text = (root / name).read_text()
+        assert before in text, f"{name} has no {before!r} that could be changed"
+        (root / name).write_text(text.replace(before, after))
+    return root
+
+
+class Stack:
+    """`way` is "compose" or "native"; `rows` override those of .env, `patches` change a copy of the tree."""
+
+    def __init__(self, way: str, name: str, *, patches: Sequence[Patch] = (), **rows: str) -> None:
         self.way = way
+        self.root = patched_copy(patches) if patches else ROOT
         ports = free_ports(20)
         self.http_port, self.locust_port, self.app_port = ports, ports + 1, ports + 3
         self.project = f"proof-{name}-{ports}"
@@ -91,7 +112,7 @@ class Stack:
         """What `make COMMAND` runs, with its output."""
         return subprocess.run(
             [sys.executable, "-m", "stack", command],
-            cwd=ROOT, env=self.environ | rows, capture_output=True, text=True, timeout=300,
+            cwd=self.root, env=self.environ | rows, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 
     def up(self) -> None:
@@ -103,20 +124,41 @@ class Stack:
             self.compose("down", "--volumes", "--rmi", "local", "--remove-orphans")
         else:
             self.make("down")
-            subprocess.run(["rm", "-rf", self.folder], check=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.root != ROOT:
+            shutil.rmtree(self.root)
 
     @property
     def folder(self) -> Path:
         """Where the native way keeps this stack's files."""
         return Path(f"/tmp/{self.project}-{os.getuid()}")
 
+    def workers(self, container: str = "") -> list[dict[str, Any]]:
+        """The master's account of its workers (of one container, in Compose)."""
+        if self.way == "compose":
+            container = container or self.containers("app")[0]
+            text = subprocess.check_output(["docker", "exec", container, "cat", "/tmp/app-8000.status.json"], text=True)
+        else:
+            text = (self.folder / f"app-{self.app_port}.status.json").read_text()
+        workers: list[dict[str, Any]] = json.loads(text)["workers"]
+        return workers
+
+    def kill(self, pid: int, signal: str = "KILL", container: str = "") -> None:
+        """Signal a process of the app; `pid` as the process itself sees it."""
+        if self.way == "compose":
+            kill = f"import os, signal; os.kill({pid}, signal.SIG{signal})"
+            container = container or self.containers("app")[0]
+            subprocess.run(["docker", "exec", container, "python", "-c", kill], check=True, capture_output=True)
+        else:
+            subprocess.run(["kill", f"-{signal}", str(pid)], check=True)
+
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=DEADLINE)
 
     def compose(self, *arguments: str, check: bool = True) -> str:
         done = subprocess.run(
-            ["docker", "compose", "--project-directory", str(ROOT), *arguments],
-            cwd=ROOT, env=self.environ, capture_output=True, text=True, timeout=300,
+            ["docker", "compose", "--project-directory", str(self.root), *arguments],
+            cwd=self.root, env=self.environ, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0 or not check, f"docker compose {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
         return done.stdout

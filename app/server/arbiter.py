@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
 import time
 from contextlib import suppress
 from functools import partial
@@ -32,6 +34,18 @@ LONGEST_PAUSE_SECONDS = 10.0
 INFANCY_SECONDS = 1.0
 
 
+class BoundSocket(sock.TCPSocket):  # type: ignore[misc]
+    """A port that refuses until a worker is ready to serve it, and calls listen().
+
+    A queue that opens with the master would let nginx's requests wait for the workers' whole start, while another
+    replica could answer them at once.
+    """
+
+    @staticmethod
+    def _is_listening(_socket: socket.socket) -> bool:
+        return True  # so Gunicorn leaves it alone
+
+
 class Arbiter(GunicornArbiter):  # type: ignore[misc]
     LISTENERS: list[Any]
     WORKERS: dict[int, Worker]
@@ -47,6 +61,14 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         self.exit_status = self.WORKER_BOOT_ERROR
         self.written: status.Status | None = None
         super().__init__(app)
+
+    def start(self) -> None:
+        try:
+            self.LISTENERS = [BoundSocket(address, self.cfg, self.log) for address in self.cfg.address]
+        except OSError as error:
+            self.log.error("cannot listen at %s: %s", ", ".join(self.cfg.bind), error.strerror)
+            sys.exit(1)
+        super().start()
 
     # --- the loop -------------------------------------------------------------------------------------------
 

@@ -36,6 +36,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 CANCEL_GRACE_SECONDS = 1.0
+# For the handshakes that had begun when the socket filter came: they end in the queue, and are taken.
+HANDSHAKE_SECONDS = 0.005
 SO_ATTACH_FILTER = 26  # Linux; the socket module has no name for it
 
 
@@ -73,6 +75,7 @@ class DrainServer(Server):
         self.loop = asyncio.get_running_loop()
         await super().startup(sockets=[])
         for listener in self.worker.sockets:
+            listener.listen(settings.listen_backlog)  # until now the port refused: nginx took another server
             self.loop.add_reader(listener.fileno(), self._accept, listener)
         self.loop.add_reader(self.worker.channel.fileno(), self._hear)
         lifecycle.state = "ready"
@@ -93,8 +96,14 @@ class DrainServer(Server):
         except OSError:
             word = b""
         self.loop.remove_reader(self.worker.channel.fileno())
-        self.master_gone = not word
         self.should_exit = True
+        if word:
+            self._close_listeners()  # the replacement accepts
+            return
+        self.master_gone = True
+        for listener in self.worker.sockets:
+            _refuse_new_connections(listener)
+        self.loop.call_later(HANDSHAKE_SECONDS, self._close_listeners)
 
     async def on_tick(self, counter: int) -> bool:
         leave = await super().on_tick(counter)
@@ -141,15 +150,14 @@ class DrainServer(Server):
         if not self.should_exit:
             self.loop.add_reader(listener.fileno(), self._accept, listener)
 
-    def _stop_accepting(self) -> None:
+    def _close_listeners(self) -> None:
         for listener in self.worker.sockets:
             self.loop.remove_reader(listener.fileno())
             if self.master_gone:  # else the master holds the socket, and its queue waits for the replacement
-                if "NOFILTER" not in os.environ:
-                    _refuse_new_connections(listener)
                 self._accept(listener)
             # close() and never shutdown(): that would end the socket in every process that holds it.
             listener.close()
+        self.worker.sockets = []
 
     # --- leaving --------------------------------------------------------------------------------------------
 
@@ -162,7 +170,8 @@ class DrainServer(Server):
         lifecycle.state = "draining"
         self.worker.tell("draining")
         begun = time.monotonic()
-        self._stop_accepting()
+        if not self.master_gone:
+            self._close_listeners()
         self.config.encoded_headers.append((b"connection", b"close"))
         await super().on_tick(0)  # puts the header above into use
         state = self.server_state
@@ -170,7 +179,7 @@ class DrainServer(Server):
         told: set[object] = set()
         ended: set[asyncio.Task[None]] = set()
         beat = 0
-        while state.connections or state.tasks or self.accepting:
+        while state.connections or state.tasks or self.accepting or self.worker.sockets:
             elapsed = time.monotonic() - begun
             if elapsed >= settings.uvicorn_graceful_seconds:
                 break

@@ -1,0 +1,91 @@
+"""`make bench`: python -m bench [EXPERIMENT...]. Exit status 0: every goal met; 1: one is not; 2: it could not run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType, ModuleType
+
+from app.server.settings import SettingsError
+from bench import load, report
+from bench.experiments import proxy, shell, start
+from bench.harness import Progress, Result
+from bench.processes import CannotRun
+from stack.console import Failure, say
+from stack.settings import ROOT, checked
+
+EXPERIMENTS: dict[str, ModuleType] = {"shell": shell, "proxy": proxy, "start": start}
+REPORTS = ROOT / "reports/bench"
+INTERRUPTED = 130
+
+
+def status(results: Sequence[Result]) -> int:
+    """0 when every goal is met in every round; 1 when one is missed or undecided, for then it is not shown."""
+    judged = [comparison for result in results for comparison in result.comparisons if comparison.goal]
+    return 0 if all(comparison.verdict == "met" for comparison in judged) else 1
+
+
+def run(names: Sequence[str]) -> int:
+    checked()
+    progress = Progress(sum(EXPERIMENTS[name].seconds() for name in names))
+    say(f"{', '.join(names)}: load from {load.generator()}; a finding is the median of ratios, taken round by round")
+    if os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
+        say(f"note: other work keeps this machine busy (load {os.getloadavg()[0]:.1f}): ranges will be wide, a goal "
+            "that is near may be undecided")  # fmt: skip
+    results: dict[str, Result] = {}
+    failed: dict[str, str] = {}
+    begun = time.monotonic()
+    for name in names:
+        try:
+            results[name] = EXPERIMENTS[name].run(progress)
+        except (CannotRun, Failure) as failure:
+            failed[name] = str(failure)
+        else:
+            report.write(REPORTS, name, EXPERIMENTS[name].QUESTION, results[name])
+        progress.clear()
+    _show(results, failed, time.monotonic() - begun)
+    return 2 if failed else status(list(results.values()))
+
+
+def _show(results: dict[str, Result], failed: dict[str, str], took: float) -> None:
+    for result in results.values():
+        for head, lines in report.details(result):
+            say(f"\n{report.table(head, lines)}")
+    say(f"\n{report.table(report.COLUMNS, [row for result in results.values() for row in report.rows(result)])}\n")
+    for result in results.values():
+        for line in result.unavailable:
+            say(f"not measured: {line}")
+        for line in result.notes:
+            say(f"note: {line}")
+    for name, why in failed.items():
+        print(f"{name} could not run: {why}", file=sys.stderr)
+    if results:
+        say(f"{took:.0f} s; each round is in {REPORTS.relative_to(ROOT)}/")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt  # so that what was started is stopped
+
+
+def main() -> int:
+    names = sys.argv[1:] or list(EXPERIMENTS)
+    unknown = [name for name in names if name not in EXPERIMENTS]
+    if unknown:
+        print(f"{', '.join(unknown)}: no such experiment; there are {', '.join(EXPERIMENTS)}", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return run(list(dict.fromkeys(names)))
+    except (SettingsError, Failure) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; what was started is gone", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

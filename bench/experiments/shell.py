@@ -1,0 +1,61 @@
+"""What the production shell costs: the app inside it, against the bare app under the same worker class."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+
+from bench import harness
+from bench.harness import Comparison, Progress, Result, Variant
+from bench.load import Request
+from bench.processes import Bench
+from bench.ratios import Goal
+
+QUESTION = "How much more CPU does a request take with the whole shell around the app?"
+ROUNDS = 5
+# One worker, so that the load has a CPU of its own; these keep it busy.
+CONNECTIONS = 32
+GOAL = Goal("at most", 1.25)
+
+# As nginx hands a request on.
+FROM_NGINX = {
+    "Host": "bench.test",
+    "X-Request-ID": "0123456789abcdef0123456789abcdef",
+    "X-Forwarded-For": "192.0.2.1",
+    "X-Forwarded-Proto": "http",
+    "X-Forwarded-Host": "bench.test",
+}
+ORDER = {
+    "customer": {"name": "Ada Example", "email": "ada@example.com", "address": "1 Example Street, 12345 Example"},
+    "lines": [{"sku": f"sku-{number}", "quantity": number + 1, "unit_price_cents": 1999} for number in range(10)],
+    "note": "Please leave it with the neighbours. " * 8,
+}
+REQUESTS = (
+    Request("GET", "/", FROM_NGINX),
+    Request("POST", "/orders", FROM_NGINX | {"Content-Type": "application/json"}, json.dumps(ORDER), keyed=True),
+)
+SHELL, BARE = "whole shell", "bare app"
+
+
+def seconds() -> float:
+    return 6 + len(REQUESTS) * harness.seconds(variants=2, rounds=ROUNDS)
+
+
+def run(progress: Progress) -> Result:
+    result = Result()
+    with ExitStack() as stack:
+        variants = []
+        for name in (SHELL, BARE):
+            progress.step(f"starting {name}")
+            bench = Bench(name.replace(" ", "-"), WORKERS="1")
+            stack.enter_context(bench.own_folder())
+            pid = stack.enter_context(bench.app(bench.environ["APP_MODULE"] if name == BARE else ""))
+            variants.append(Variant(name, bench.app_url, {"app": pid}))
+        for request in REQUESTS:
+            found = harness.measure(variants, request, ROUNDS, CONNECTIONS, progress)
+            harness.add_rounds(result, request, found)
+            ratio = harness.cpu_ratio(found[SHELL], found[BARE], "app")
+            result.comparisons.append(
+                Comparison(f"app CPU per request, {SHELL} to {BARE}, {request}", ratio, GOAL)
+            )  # fmt: skip
+    return result

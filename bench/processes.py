@@ -1,0 +1,161 @@
+"""The processes of an experiment: started from the stack's own configuration, on ports of their own, and stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.server.settings import read
+from stack import native
+from stack.console import Failure, answers, wait_for
+from stack.render import fill, render
+from stack.settings import GIVEN, ROOT, StackSettings, rows
+
+
+class CannotRun(Exception):
+    """There is nothing to measure; the text says why."""
+
+
+def free_ports(count: int) -> range:
+    """Ports in a row that nothing listens on, below those that the kernel gives to outgoing connections.
+
+    A connection to the app, tried before it listens, could otherwise take the very port that the app is about to.
+    """
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for first in random.sample(range(min(10_000, first_outgoing // 2), first_outgoing - count), k=100):
+        ports = range(first, first + count)
+        if all(_is_free(port) for port in ports):
+            return ports
+    raise CannotRun(f"no {count} free ports in a row below {first_outgoing}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as trial:
+        try:
+            trial.bind(("0.0.0.0", port))
+        except OSError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def environ(**values: str) -> Iterator[None]:
+    """These variables of the environment, for a while; the stack's functions read their settings from it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def process(command: str, environ: dict[str, str], log: Path, ready: str, stop_seconds: float) -> Iterator[int]:
+    """A process until the end of the block; its pid, once the URL `ready` answers.
+
+    `command` must `exec`. In a session of its own: Ctrl-C must reach it by way of the harness, or it would be gone
+    while its variant is still measured.
+    """
+    with open(log, "w") as output:
+        child = subprocess.Popen(
+            command, shell=True, cwd=ROOT, env=os.environ | environ, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+
+    def up() -> bool:
+        if child.poll() is not None:
+            raise Failure("it ended")
+        return answers(ready)
+
+    try:
+        try:
+            wait_for(f"an answer at {ready}", up, seconds=30)
+        except Failure as failure:
+            raise CannotRun(f"{command}: {failure}; its log ends: {log.read_text()[-600:]}") from None
+        yield child.pid
+    finally:
+        _stop(child, stop_seconds)
+
+
+def _stop(child: subprocess.Popen[bytes], seconds: float) -> None:
+    """TERM, then KILL to what is left of its session: a worker whose master was killed would serve on."""
+    with contextlib.suppress(ProcessLookupError):
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=seconds)
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+class Bench:
+    """The stack's app and nginx as `make up` runs them natively, under a name, with ports and a folder of their own.
+
+    `changed` are rows of .env with other values.
+    """
+
+    def __init__(self, name: str, **changed: str) -> None:
+        self._project = f"bench-{os.getpid()}-{name}"
+        # A worker replaced in the middle of a slice costs more than the slice.
+        table = rows() | {"MAX_REQUESTS": "0", "MAX_REQUESTS_JITTER": "0"} | changed
+        ports = free_ports(read(StackSettings, GIVEN | table).workers + 2)  # each worker may have one
+        table |= {"HTTP_PORT": str(ports[0]), "APP_PORT": str(ports[2])}
+        with self._named():
+            self._settings = read(StackSettings, GIVEN | table)
+            self._commands = native.commands(self._settings)
+            self.folder = native.folder()
+            self.environ = native.environment(self._settings, table)
+        self.environ["NGINX_LISTEN"] = f"127.0.0.1:{ports[0]}"
+        self.app_url = f"http://127.0.0.1:{ports[2]}"
+        self.url = f"http://127.0.0.1:{ports[0]}"
+        self._other_port = ports[1]
+
+    def _process(self, command: str, log: str, url: str) -> contextlib.AbstractContextManager[int]:
+        return process(command, self.environ, self.folder / log, f"{url}/", self._settings.stop_grace_seconds)
+
+    def _named(self) -> contextlib.AbstractContextManager[None]:
+        return environ(COMPOSE_PROJECT_NAME=self._project)
+
+    @contextlib.contextmanager
+    def own_folder(self) -> Iterator[None]:
+        self.folder.mkdir()
+        try:
+            yield
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def app(self, application: str = "") -> Iterator[int]:
+        """Gunicorn with the stack's configuration; `application` takes the place of the shell around APP_MODULE."""
+        command = f"{self._commands['app']} {application}"
+        with self._process(command, "app.log", self.app_url) as pid:
+            yield pid
+
+    @contextlib.contextmanager
+    def nginx(self) -> Iterator[int]:
+        """nginx with the stack's configuration."""
+        render(self.environ, self.folder / "nginx", native.nginx_version(native.nginx()))
+        with self._process(self._commands["nginx"], "nginx.log", self.url) as pid:
+            yield pid
+
+    @contextlib.contextmanager
+    def other_nginx(self, template: Path) -> Iterator[tuple[int, str]]:
+        """nginx with the configuration in `template`, before the same app; its pid and its URL."""
+        folder = self.folder / template.stem
+        folder.mkdir()
+        values = self.environ | {"NGINX_RUN": str(folder), "NGINX_LISTEN": f"127.0.0.1:{self._other_port}"}
+        (folder / "nginx.conf").write_text(fill(template.read_text(), values))
+        command = self._commands["nginx"].replace(f"{self.folder}/nginx/nginx.conf", f"{folder}/nginx.conf")
+        url = f"http://127.0.0.1:{self._other_port}"
+        with self._process(command, f"{template.stem}.log", url) as pid:
+            yield pid, url

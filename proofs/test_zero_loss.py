@@ -1,0 +1,240 @@
+"""Nothing is lost and nothing is done twice, whatever happens to a worker, a replica or the proxy."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proofs import events
+from proofs.conftest import require_engine, started
+from proofs.events import RATE
+from proofs.open_loop import OpenLoop, volleys
+from proofs.stack import Stack, until
+
+
+@pytest.fixture(scope="module")
+def compose_events() -> Iterator[Stack]:
+    """One replica, whose workers are replaced after a few hundred requests."""
+    require_engine()
+    yield from started(Stack("compose", "events", MAX_REQUESTS="300", MAX_REQUESTS_JITTER="100", ENABLE_LAB="1"))
+
+
+@pytest.fixture(scope="module")
+def native_events() -> Iterator[Stack]:
+    yield from started(Stack("native", "events", MAX_REQUESTS="300", MAX_REQUESTS_JITTER="100", ENABLE_LAB="1"))
+
+
+@pytest.fixture
+def event_stack(way: str, request: pytest.FixtureRequest) -> Stack:
+    found: Stack = request.getfixturevalue(f"{way}_events")
+    return found
+
+
+@pytest.fixture(scope="module")
+def two_replicas() -> Iterator[Stack]:
+    require_engine()
+    yield from started(Stack("compose", "replicas", APP_REPLICAS="2", ENABLE_LAB="1"))
+
+
+@pytest.fixture
+def two(two_replicas: Stack) -> Iterator[Stack]:
+    """Two replicas, whatever the test before has done to them."""
+    yield two_replicas
+    stopped = two_replicas.compose("ps", "--all", "--quiet", "--status", "exited", "app").split()
+    if stopped:
+        events.docker("rm", "--force", *stopped)
+    two_replicas.compose("up", "--detach", "--no-recreate", "--scale", "app=2", "app")
+    until(
+        "both healthy again",
+        lambda: [health(two_replicas, c) for c in two_replicas.containers("app")] == ["healthy"] * 2,
+    )
+
+
+def health(stack: Stack, container: str) -> str:
+    found: str = stack.inspect(container)["State"]["Health"]["Status"]
+    return found
+
+
+def test_nothing_is_lost_when_an_idle_connection_is_reused_as_its_timeout_ends(event_stack: Stack) -> None:
+    idle, app = (float(event_stack.rows[f"{side}_SECONDS"]) for side in ("UPSTREAM_KEEPALIVE", "APP_KEEPALIVE"))
+    gaps = [idle + step / 50 for step in range(-10, 11)] + [app + step / 20 for step in (-2, -1, 0, 1, 2)]
+    volleys(event_stack, 30, gaps).assert_nothing_lost_or_doubled()
+
+
+def test_nothing_is_lost_while_a_worker_goes_every_second(event_stack: Stack) -> None:
+    with OpenLoop(event_stack, RATE) as load:
+        events.recycle(event_stack, load)
+    load.outcome.assert_nothing_lost_or_doubled()
+
+
+def test_nothing_is_lost_in_ten_reloads(event_stack: Stack) -> None:
+    with OpenLoop(event_stack, RATE) as load:
+        events.reload(event_stack, load)
+    load.outcome.assert_nothing_lost_or_doubled()
+
+
+def test_the_number_of_ready_workers_never_drops(event_stack: Stack) -> None:
+    """While a reload and recycling go on, at each look."""
+    looks: list[list[str]] = []
+    with OpenLoop(event_stack, RATE) as load:
+        reloading = threading.Thread(target=events.reload, args=(event_stack, load, 2))
+        reloading.start()
+        while reloading.is_alive():
+            looks.append([worker["state"] for worker in event_stack.workers()])
+            load.run_for(0.02)
+        reloading.join()
+    assert len(looks) > 10
+    serving = [sum(state in ("ready", "retiring") for state in look) for look in looks]
+    assert min(serving) >= 2, f"{min(serving)} in {looks[serving.index(min(serving))]}"
+    load.outcome.assert_nothing_lost_or_doubled()
+
+
+def test_nothing_is_lost_in_ten_reloads_of_nginx(compose_events: Stack) -> None:
+    with OpenLoop(compose_events, RATE) as load:
+        events.nginx_reload(compose_events, load)
+    load.outcome.assert_nothing_lost_or_doubled()
+
+
+def test_nothing_is_lost_in_three_deploys_of_one_replica(compose_events: Stack) -> None:
+    with OpenLoop(compose_events, RATE) as load:
+        events.deploy(compose_events, load)
+    load.outcome.assert_nothing_lost_or_doubled()
+
+
+def test_nothing_is_lost_in_three_deploys_of_two_replicas(two: Stack) -> None:
+    with OpenLoop(two, RATE) as load:
+        events.deploy(two, load)
+    load.outcome.assert_nothing_lost_or_doubled()
+
+
+def test_nothing_is_lost_when_replicas_come_and_go(compose_events: Stack) -> None:
+    with OpenLoop(compose_events, RATE) as load:
+        events.scale(compose_events, load)
+    load.outcome.assert_nothing_lost_or_doubled()
+
+
+def test_nothing_is_lost_when_a_replica_is_stopped(two: Stack) -> None:
+    with OpenLoop(two, RATE) as load:
+        events.stop_a_replica(two, load)
+    load.outcome.assert_nothing_lost_or_doubled()
+
+
+def assert_only_in_flight_lost(load: OpenLoop, killed: float) -> None:
+    assert not load.outcome.doubled
+    assert load.outcome.lost_since(killed) == [], f"lost after the kill at {killed:.2f} s: {load.outcome}"
+    assert len(load.outcome.lost) <= 20, f"more than were in flight: {load.outcome}"
+    assert load.outcome.applied >= load.outcome.answered["POST"]
+
+
+def test_a_killed_replica_loses_only_what_it_had_in_flight(two: Stack) -> None:
+    with OpenLoop(two, RATE) as load:
+        load.run_for(1)
+        killed = events.kill_a_replica(two, load)
+    assert_only_in_flight_lost(load, killed)
+
+
+def test_a_killed_worker_loses_only_what_it_had_in_flight(event_stack: Stack) -> None:
+    with OpenLoop(event_stack, RATE) as load:
+        load.run_for(1)
+        killed = events.kill_a_worker(event_stack, load)
+    assert_only_in_flight_lost(load, killed)
+
+
+def test_a_frozen_replica_holds_few_requests_and_is_used_again(two: Stack) -> None:
+    """What was sent to it waits for the read timeout; least_conn gives it no more while that waits."""
+    sockets, read_timeout = 2, int(two.rows["PROXY_READ_TIMEOUT_SECONDS"])
+    with OpenLoop(two, RATE) as load:
+        load.run_for(1)
+        begun, ended = events.pause_a_replica(two, load)
+        load.run_for(read_timeout + 1)
+    lost = load.outcome.lost
+    periods = (ended - begun) / read_timeout + 1
+    assert len(lost) <= 4 * sockets * periods, load.outcome
+    assert not [entry for entry in lost if not begun - 1 <= entry[0] <= ended], load.outcome
+    assert not load.outcome.doubled
+    names = {container[:12] for container in two.containers("app")}
+    with two.client() as client:
+        until("both replicas serve", lambda: {client.get("/").json()["replica"] for _ in range(20)} == names)
+
+
+def test_one_slow_request_holds_up_nobody_else(two: Stack) -> None:
+    with OpenLoop(two, RATE) as load:
+        events.one_slow_request(two, load)
+    lost = load.outcome.lost
+    # Whatever already waited behind the slow one, in that worker, may be late; nobody else.
+    assert len(lost) <= 4, load.outcome
+    assert not load.outcome.doubled
+
+
+def test_a_generation_that_does_not_start_leaves_the_old_one_serving(native_events: Stack) -> None:
+    """A file that the app imports is broken, then mended."""
+    stack = Stack("native", "broken", patches=[("app/main.py", "LAB = ", "LAB = ")])
+    try:
+        stack.up()
+        main = stack.root / "app/main.py"
+        good = main.read_text()
+        with OpenLoop(stack, RATE) as load:
+            main.write_text(good.replace("LAB = ", "import nowhere_to_be_found\nLAB = ", 1))
+            failed = stack.make("reload")
+            main.write_text(good)
+            mended = stack.make("reload")
+        assert failed.returncode != 0
+        assert "nowhere_to_be_found" in failed.stderr
+        assert mended.returncode == 0, mended.stderr
+        load.outcome.assert_nothing_lost_or_doubled()
+    finally:
+        stack.down()
+
+
+def test_a_version_that_does_not_start_is_rolled_back(two: Stack) -> None:
+    before = set(two.containers("app"))
+    with OpenLoop(two, RATE) as load:
+        done = two.make("deploy", APP_MODULE="app.nowhere:app")
+    assert done.returncode != 0
+    assert "APP_MODULE=app.nowhere:app cannot be loaded" in done.stdout
+    assert "rolled back" in done.stdout
+    assert set(two.containers("app")) == before
+    load.outcome.assert_nothing_lost_or_doubled()
+
+
+def test_a_second_deploy_at_the_same_time_is_refused(two: Stack) -> None:
+    with OpenLoop(two, RATE) as load:
+        first = threading.Thread(target=events.deploy, args=(two, load, 1))
+        first.start()
+        load.run_for(1)
+        second = two.make("deploy")
+        first.join()
+    assert second.returncode != 0
+    assert "another deploy" in second.stderr
+    load.outcome.assert_nothing_lost_or_doubled()
+
+
+def test_a_deploy_of_a_stack_that_is_down_says_so() -> None:
+    require_engine()
+    done = Stack("compose", "down").make("deploy")
+    assert (done.returncode, "make up" in done.stderr) == (1, True), done.stderr
+
+
+def test_workers_leave_when_their_master_is_gone() -> None:
+    stack = Stack("native", "orphans")
+    try:
+        stack.up()
+        workers = [worker["pid"] for worker in stack.workers()]
+        (parent,) = {Path(f"/proc/{pid}/stat").read_text().split()[3] for pid in workers}
+        stack.kill(int(parent))
+        until("the end of the orphans", lambda: not [pid for pid in workers if alive(pid)], seconds=30)
+        with socket.socket() as trial:
+            assert trial.connect_ex(("127.0.0.1", stack.app_port)) != 0, "something still serves"
+    finally:
+        stack.down()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,96 @@
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from bench import __main__ as command
+from bench import report
+from bench.harness import Comparison, Result, Variant, require_same_answer
+from bench.load import Request
+from bench.processes import CannotRun, process
+from bench.ratios import Figures, Goal
+
+GET = Request("GET", "/")
+Serve = Callable[..., Variant]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts a variant that gives one answer to every request."""
+    with ExitStack() as stack:
+
+        @contextmanager
+        def server(status: int, body: dict[str, object]) -> Iterator[Variant]:
+            class Handler(BaseHTTPRequestHandler):
+                def do_GET(self) -> None:
+                    self.send_response(status)
+                    self.send_header("content-type", "application/json")
+                    self.end_headers()
+                    self.wfile.write(json.dumps(body).encode())
+
+                def log_message(self, format: str, *args: object) -> None:
+                    """Quiet."""
+
+            with HTTPServer(("127.0.0.1", 0), Handler) as http:
+                Thread(target=http.serve_forever, daemon=True).start()
+                try:
+                    yield Variant(f"variant {body}", f"http://127.0.0.1:{http.server_port}", {})
+                finally:
+                    http.shutdown()
+
+        yield lambda status, **body: stack.enter_context(server(status, body))
+
+
+def test_answers_that_differ_by_the_process_alone_are_the_same(serve: Serve) -> None:
+    require_same_answer([serve(200, pid=1, total=3), serve(200, pid=2, total=3)], GET)
+
+
+def test_variants_with_different_answers_are_not_compared(serve: Serve) -> None:
+    with pytest.raises(CannotRun, match="'total': 4"):
+        require_same_answer([serve(200, total=3), serve(200, total=4)], GET)
+
+
+def test_variants_that_fail_alike_are_not_compared(serve: Serve) -> None:
+    with pytest.raises(CannotRun, match="500"):
+        require_same_answer([serve(500, error="x"), serve(500, error="x")], GET)
+
+
+def test_a_process_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CannotRun, match="no such setting"),
+        process("echo no such setting; exit 3", {}, tmp_path / "log", "http://127.0.0.1:9/", stop_seconds=1),
+    ):
+        pass
+
+
+def result(*values: float, goal: Goal | None) -> Result:
+    return Result([Comparison("cost", Figures(values), goal)])
+
+
+def test_the_exit_status_is_0_only_where_every_goal_is_met() -> None:
+    goal = Goal("at most", 1.25)
+    met, missed, undecided = (result(*v, goal=goal) for v in ((1.1, 1.2), (1.3, 1.4), (1.2, 1.3)))
+    assert command.status([met, result(3.0, goal=None)]) == 0
+    assert command.status([met, missed]) == 1
+    assert command.status([met, undecided]) == 1
+
+
+def test_an_unknown_experiment_is_one_line_that_names_the_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", "shel"])
+    assert command.main() == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "shel: no such experiment; there are shell, proxy, start" in error
+
+
+def test_the_report_shows_goal_median_range_and_finding(tmp_path: Path) -> None:
+    report.write(tmp_path, "shell", "How much?", result(1.1, 1.2, 1.15, goal=Goal("at most", 1.25)))
+    assert "| cost | at most 1.25 | 1.15 (1.10 to 1.20) | met |" in (tmp_path / "shell.md").read_text()
+    finding = json.loads((tmp_path / "shell.json").read_text())["findings"][0]
+    assert (finding["median"], finding["verdict"]) == (1.15, "met")

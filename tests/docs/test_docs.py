@@ -1,0 +1,124 @@
+"""The documentation is true where a machine can tell: rules, settings, links, paths and make targets."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+
+from app.server.budget import RULES, Rule
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+ALL = [README, *PAGES]
+
+# Names in capitals that are no rows of .env: given by the way of running, by make or by a test, or protocol words.
+GIVEN = {
+    "APP_HOST", "COMPOSE_PROJECT_NAME", "LEDGER_PATH", "REQUIRE_BROWSER", "REQUIRE_DOCKER", "TARGET_URL", "TMPDIR",
+    "TRUSTED_PROXIES", "UPDATE_SCREENSHOT", "WAY",
+}  # fmt: skip
+
+
+def words(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def code(page: Path) -> list[str]:
+    """What stands in backquotes in a line, and the lines of code blocks."""
+    text = words(page)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [*re.findall(r"`([^`\n]+)`", text), *(line for block in blocks for line in block.splitlines())]
+
+
+@cache
+def targets() -> dict[str, str]:
+    """The targets that `make help` lists, with what it says of each."""
+    listed = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    pairs = [line.split(maxsplit=1) for line in listed.stdout.splitlines()]
+    return {pair[0]: pair[1] for pair in pairs}
+
+
+def constants() -> set[str]:
+    """The names of the code's constants."""
+    files = [path for folder in ("app", "loadtest") for path in (ROOT / folder).rglob("*.py")]
+    return {name for path in files for name in re.findall(r"^([A-Z][A-Z0-9_]+) = ", path.read_text(), flags=re.M)}
+
+
+def row_of(rule: Rule) -> str:
+    """The row of docs/timeouts.md for this rule."""
+    each = " for each of `WORKERS`" if rule.each_worker else ""
+    times = "" if rule.factor == 1 else f"{rule.factor:g} times "
+    holds = f"`{rule.left.upper()}`{each} {rule.relation} {times}`{rule.right.upper()}`"
+    return f"| `{rule.name}` | {holds} | {rule.symptom} |"
+
+
+def test_timeouts_md_has_every_rule_of_the_budget_and_no_other() -> None:
+    rows = re.findall(r"^\| `[a-z][a-z-]+` \|.*$", words(ROOT / "docs/timeouts.md"), flags=re.MULTILINE)
+    assert rows == [row_of(rule) for rule in RULES]
+
+
+def test_timeouts_md_explains_every_row_that_a_rule_names() -> None:
+    explained = set(re.findall(r"^\| `([A-Z_]+)` \|", words(ROOT / "docs/timeouts.md"), flags=re.MULTILINE))
+    named = {row.upper() for rule in RULES for row in (rule.left, rule.right)} - {"WORKERS"}
+    assert named <= explained, f"not explained: {named - explained}"
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = [*re.findall(r"\]\(([^)\s]+)\)", words(page)), *re.findall(r"^\[[^]]+\]: (\S+)", words(page), flags=re.M)]
+    relative = [link.partition("#")[0] for link in links if not link.startswith(("https://", "#"))]
+    assert [link for link in relative if not (page.parent / link).exists()] == []
+    used = set(re.findall(r"\]\[([^]]+)\]", words(page)))
+    assert used == set(re.findall(r"^\[([^]]+)\]: ", words(page), flags=re.M))
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
+def test_every_path_exists(page: Path) -> None:
+    """Paths in backquotes that begin with a file or folder of this repository."""
+    top = {path.name for path in ROOT.iterdir()}
+    paths = [word for word in code(page) if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", word) and word.split("/")[0] in top]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
+def test_every_make_target_exists(page: Path) -> None:
+    mentioned = {target for text in code(page) for target in re.findall(r"\bmake ([a-z]+)", text)}
+    assert mentioned <= set(targets()), f"make has no {mentioned - set(targets())}"
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
+def test_every_setting_exists(page: Path) -> None:
+    rows = set(dotenv_values(ROOT / ".env"))
+    single = {row for row in rows if "_" not in row}
+    written = {name for text in code(page) for name in re.findall(r"(?<![\w$-])[A-Z][A-Z0-9_]+(?![\w-])", text)}
+    settings = {name for name in written if "_" in name and not name.endswith("_")} | (written & single)
+    unknown = settings - rows - GIVEN - constants()
+    assert not unknown, f"neither in .env nor in the code: {unknown}"
+
+
+def test_the_readme_lists_every_page() -> None:
+    index = words(README).partition("## Documentation")[2]
+    assert re.findall(r"\]\((docs/[^)]+\.md)\)", index) != []
+    assert sorted(re.findall(r"\]\((docs/[^)]+\.md)\)", index)) == [f"docs/{page.name}" for page in PAGES]
+
+
+def test_the_readme_has_every_make_target_in_the_words_of_make() -> None:
+    rows = re.findall(r"^\| `make (\w+)` \| (.*) \|$", words(README), flags=re.MULTILINE)
+    assert rows == [(name, said) for name, said in targets().items() if name != "help"]
+
+
+def test_pages_that_the_code_refers_to_exist() -> None:
+    listed = subprocess.run(
+        ["git", "grep", "-hoE", r"docs/[a-z-]+\.md", "--", ".", ":!docs", ":!tests/docs"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if listed.returncode > 1:
+        pytest.skip("not a git working copy")
+    assert [name for name in sorted(set(listed.stdout.split())) if not (ROOT / name).exists()] == []
