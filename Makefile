@@ -43,6 +43,7 @@ bench: .venv ## what the shell and the proxy cost, measured side by side
 
 clean: down ## stop it, and remove what it and the tests left: volumes, images, reports, caches
 	@if docker version >/dev/null 2>&1; then docker compose down --volumes --rmi local --remove-orphans; fi
+	@$(PYTHON) -c 'import shutil; from stack import native; shutil.rmtree(native.folder(), ignore_errors=True)'
 	@rm -rf reports .pytest_cache .mypy_cache .ruff_cache .venv .uv
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 

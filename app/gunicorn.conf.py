@@ -1,5 +1,6 @@
 """How the workers are managed. Every number comes from .env, by way of the environment."""
 
+import glob
 import os
 import shutil
 import sys
@@ -7,6 +8,15 @@ import tempfile
 
 from app.server import budget, logs, networks
 from app.server.settings import Settings, SettingsError, read
+
+
+def metrics_folder(parent: str) -> str:
+    """A new folder for the workers' counters. Those of masters that were killed are removed on the way."""
+    for left in glob.glob(f"{parent}/metrics-*-*"):
+        if not os.path.exists(f"/proc/{left.split('-')[1]}"):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"metrics-{os.getpid()}-", dir=parent)
+
 
 try:
     settings = read(Settings, os.environ)
@@ -43,7 +53,7 @@ logconfig_dict = logs.config(settings.log_level)
 accesslog = None
 
 if "METRICS_DIR" not in os.environ:  # a reload finds it set
-    os.environ["METRICS_DIR"] = tempfile.mkdtemp(prefix="metrics-", dir=worker_tmp_dir)
+    os.environ["METRICS_DIR"] = metrics_folder(worker_tmp_dir or tempfile.gettempdir())
 
 
 def on_exit(server: object) -> None:

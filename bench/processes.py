@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.server.settings import read
@@ -61,8 +62,10 @@ def environ(**values: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def process(command: str, environ: dict[str, str], log: Path, ready: str, stop_seconds: float) -> Iterator[int]:
-    """A process until the end of the block; its pid, once the URL `ready` answers.
+def process(
+    command: str, environ: dict[str, str], log: Path, ready: Callable[[], bool], stop_seconds: float
+) -> Iterator[int]:
+    """A process until the end of the block; its pid, once `ready` says so.
 
     `command` must `exec`. In a session of its own: Ctrl-C must reach it by way of the harness, or it would be gone
     while its variant is still measured.
@@ -76,11 +79,11 @@ def process(command: str, environ: dict[str, str], log: Path, ready: str, stop_s
     def up() -> bool:
         if child.poll() is not None:
             raise Failure("it ended")
-        return answers(ready)
+        return ready()
 
     try:
         try:
-            wait_for(f"an answer at {ready}", up, seconds=30)
+            wait_for("its readiness", up, seconds=30)
         except Failure as failure:
             raise CannotRun(f"{command}: {failure}; its log ends: {log.read_text()[-600:]}") from None
         yield child.pid
@@ -120,8 +123,10 @@ class Bench:
         self.url = f"http://127.0.0.1:{ports[0]}"
         self._other_port = ports[1]
 
-    def _process(self, command: str, log: str, url: str) -> contextlib.AbstractContextManager[int]:
-        return process(command, self.environ, self.folder / log, f"{url}/", self._settings.stop_grace_seconds)
+    def _process(
+        self, command: str, log: str, ready: Callable[[], bool]
+    ) -> contextlib.AbstractContextManager[int]:
+        return process(command, self.environ, self.folder / log, ready, self._settings.stop_grace_seconds)
 
     def _named(self) -> contextlib.AbstractContextManager[None]:
         return environ(COMPOSE_PROJECT_NAME=self._project)
@@ -135,17 +140,33 @@ class Bench:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def app(self, application: str = "") -> Iterator[int]:
-        """Gunicorn with the stack's configuration; `application` takes the place of the shell around APP_MODULE."""
-        command = f"{self._commands['app']} {application}"
-        with self._process(command, "app.log", self.app_url) as pid:
+    def app(self, arguments: str = "") -> Iterator[int]:
+        """Gunicorn with the stack's configuration and master; `arguments` are its own, an application among them.
+
+        No request has reached the app when it is ready.
+        """
+        with self._process(f"{self._commands['app']} {arguments}", "app.log", self._master_says_ready) as pid:
             yield pid
 
     @contextlib.contextmanager
+    def stock_app(self, worker_class: str) -> Iterator[int]:
+        """Gunicorn with the stack's configuration and its own master, which knows no readiness: `/` has answered."""
+        command = f"exec {native.BIN}/gunicorn --config {ROOT}/app/gunicorn.conf.py --worker-class {worker_class}"
+        with self._process(command, "app.log", lambda: answers(f"{self.app_url}/")) as pid:
+            yield pid
+
+    def _master_says_ready(self) -> bool:
+        try:
+            status = json.loads((self.folder / f"app-{self.environ['APP_PORT']}.status.json").read_text())
+        except FileNotFoundError:
+            return False
+        return bool(status["state"] == "ready")
+
+    @contextlib.contextmanager
     def nginx(self) -> Iterator[int]:
-        """nginx with the stack's configuration."""
+        """nginx with the stack's configuration. It is ready without the app's help."""
         render(self.environ, self.folder / "nginx", native.nginx_version(native.nginx()))
-        with self._process(self._commands["nginx"], "nginx.log", self.url) as pid:
+        with self._process(self._commands["nginx"], "nginx.log", lambda: answers(f"{self.url}/nginx-health")) as pid:
             yield pid
 
     @contextlib.contextmanager
@@ -157,5 +178,5 @@ class Bench:
         (folder / "nginx.conf").write_text(fill(template.read_text(), values))
         command = self._commands["nginx"].replace(f"{self.folder}/nginx/nginx.conf", f"{folder}/nginx.conf")
         url = f"http://127.0.0.1:{self._other_port}"
-        with self._process(command, f"{template.stem}.log", url) as pid:
+        with self._process(command, f"{template.stem}.log", lambda: answers(f"{url}/")) as pid:
             yield pid, url

@@ -73,7 +73,9 @@ def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str
 def commands(settings: StackSettings) -> dict[str, str]:
     """The stack's processes by name, as shell commands; `exec`, so that signals reach them and not a shell."""
     run = folder()
-    locust = f"exec {BIN}/locust -f {ROOT}/loadtest/locustfile.py"
+    # After the app, as in Compose: its imports would take the CPU from those of the workers.
+    after = f"exec {BIN}/python -m stack.after http://127.0.0.1:{settings.http_port}/"
+    locust = f"{after} {BIN}/locust -f {ROOT}/loadtest/locustfile.py"
     # Started as root, nginx would give its workers to "nobody", who cannot reach a folder that is root's own.
     user = "user root; " if os.getuid() == 0 else ""
     return {
@@ -101,22 +103,31 @@ def running() -> bool:
 
 
 def _check_ports(settings: StackSettings) -> None:
-    for name in ("http_port", "locust_ui_port", "locust_master_port", "app_port"):
-        port = getattr(settings, name)
-        advice = f"stop what listens there, or: make up {name.upper()}=…"
+    listeners = settings.workers if settings.worker_listeners == "per-worker" else 1
+    wanted = [("HTTP_PORT", settings.http_port), ("LOCUST_UI_PORT", settings.locust_ui_port)]
+    wanted += [("LOCUST_MASTER_PORT", settings.locust_master_port)]
+    wanted += [("APP_PORT", settings.app_port + i) for i in range(listeners)]
+    taken: dict[int, str] = {}
+    for name, port in wanted:
+        advice = f"stop what listens there, or: make up {name}=…"
+        if port in taken:
+            raise Failure(
+                f"{name}: port {port} is {taken[port]}'s; each needs ports of its own (APP_PORT one a worker)"
+            )
+        taken[port] = name
         if accepts(port):
-            raise Failure(f"{name.upper()}={port}: the port is in use; {advice}")
+            raise Failure(f"{name}={port}: the port is in use; {advice}")
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                trial.bind(("0.0.0.0" if name == "http_port" else "127.0.0.1", port))
+                trial.bind(("0.0.0.0" if name == "HTTP_PORT" else "127.0.0.1", port))
             except PermissionError:
                 raise Failure(
-                    f"{name.upper()}={port}: you have no right to ports below 1024; type: make up {name.upper()}=8080 "
+                    f"{name}={port}: you have no right to ports below 1024; type: make up {name}=8080 "
                     "(or, as root: sysctl net.ipv4.ip_unprivileged_port_start=80)"
                 ) from None
             except OSError as error:
-                raise Failure(f"{name.upper()}={port}: {error.strerror}; {advice}") from None
+                raise Failure(f"{name}={port}: {error.strerror}; {advice}") from None
 
 
 def up(settings: StackSettings, table: dict[str, str]) -> None:

@@ -33,12 +33,12 @@ class Shell:
         self.metrics = metrics
         self.deadline_seconds = deadline_seconds
         self.slow_seconds = slow_seconds
-        self.in_flight = 0
         self.internal = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
+            self.metrics.flush()  # the worker is about to leave
             return
         for name, value in scope["headers"]:
             if name == b"x-request-id":
@@ -58,7 +58,6 @@ class Shell:
         return (200 if lifecycle.state == "ready" else 503), b"text/plain", lifecycle.state.encode() + b"\n"
 
     def _metrics(self) -> tuple[int, bytes, bytes]:
-        self.metrics.in_flight.set(self.in_flight)
         return 200, CONTENT_TYPE, self.metrics.exposition()
 
 
@@ -91,12 +90,13 @@ class Exchange:
         loop = asyncio.get_running_loop()
         self._task = asyncio.current_task(loop)
         self._timer = loop.call_later(shell.deadline_seconds, self._expire)
-        shell.in_flight += 1
+        shell.metrics.begin()
         failure: Exception | None = None
         try:
             await shell.app(self._scope, receive, self._forward)
         except asyncio.CancelledError:
             if not self._expired:
+                self._record(None)
                 raise
             assert self._task is not None
             self._task.uncancel()
@@ -104,7 +104,6 @@ class Exchange:
             failure = error
         finally:
             self._timer.cancel()
-            shell.in_flight -= 1
         if self._answer_504 is not None:
             await self._answer_504
         elif failure is not None and not self._status:
@@ -143,11 +142,11 @@ class Exchange:
         await _respond(self._send, status, b"application/json", json.dumps(body).encode())
 
     def _record(self, failure: Exception | None) -> None:
-        shell, scope, status = self._shell, self._scope, self._status
+        shell, scope = self._shell, self._scope
+        status = self._status or 499  # nginx's number for a client that left before the answer began
         seconds = perf_counter() - self._start
         route = getattr(scope.get("route"), "path", "")
-        shell.metrics.count(scope["method"], route, status)
-        shell.metrics.observe(seconds)
+        shell.metrics.end(scope["method"], route, status, seconds)
         if status < 500 and failure is None and not self._expired and seconds < shell.slow_seconds:
             return
         reason = "deadline" if self._expired else "error" if failure or status >= 500 else "slow"

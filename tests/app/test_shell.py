@@ -130,8 +130,13 @@ def test_requests_are_counted_by_route_and_status(metrics: Metrics) -> None:
 
 
 def count_and_stay(folder: Path, go: Any, counted: Any) -> None:
+    async def one_request() -> None:
+        metrics.begin()
+        metrics.end("GET", "/", 200, 0.02)
+        metrics.flush()
+
     metrics = Metrics(folder)
-    metrics.count("GET", "/", 200)
+    asyncio.run(one_request())
     counted.release()
     go.wait(60)
 
@@ -149,7 +154,31 @@ def test_workers_that_come_and_go_leave_no_files_behind_and_lose_no_counts(tmp_p
         for worker in workers:
             worker.join()
         assert len(list(tmp_path.glob("counter_*.db"))) == 2
-    assert b'http_requests_total{method="GET",route="/",status="200"} 4.0' in Metrics(tmp_path).exposition()
+    text = asyncio.run(exposition(Metrics(tmp_path)))
+    assert 'http_requests_total{method="GET",route="/",status="200"} 4.0' in text
+    assert 'http_request_duration_seconds_bucket{le="0.01"} 0.0' in text
+    assert 'http_request_duration_seconds_bucket{le="0.025"} 4.0' in text
+    assert "http_request_duration_seconds_count 4.0" in text
+    assert "http_requests_in_flight 0.0" in text
+
+
+async def exposition(metrics: Metrics) -> str:
+    return metrics.exposition().decode()
+
+
+def test_what_is_in_flight_is_seen_in_another_workers_exposition(tmp_path: Path) -> None:
+    async def two_workers() -> None:
+        busy, asked = Metrics(tmp_path), Metrics(tmp_path)
+        busy.begin()
+        busy.begin()
+        busy.flush()
+        assert "http_requests_in_flight 2.0" in asked.exposition().decode()
+        for _ in range(2):
+            busy.end("GET", "/", 200, 0.1)
+        busy.flush()
+        assert "http_requests_in_flight 0.0" in asked.exposition().decode()
+
+    asyncio.run(two_workers())
 
 
 def test_a_log_line_is_one_line_of_json_with_the_request_id() -> None:
