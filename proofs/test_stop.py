@@ -1,0 +1,154 @@
+"""What becomes of that which is under way when the app is told to stop: each as docs/zero-loss.md says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from proofs import events
+from proofs.conftest import require_engine, started
+from proofs.stack import DEADLINE, Stack, until
+
+
+@pytest.fixture(params=["native", "compose"])
+def stoppable(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """A stack for one stop. In the app's place something else takes over only in Compose with two replicas."""
+    if request.param == "compose":
+        require_engine()
+    yield from started(Stack(request.param, "stop"))
+
+
+def stop(stack: Stack, sign: str = "TERM") -> threading.Thread:
+    """Tell the app to stop; the thread ends when it has left."""
+
+    def run() -> None:
+        if stack.way == "compose":
+            events.docker("stop", "--signal", f"SIG{sign}", stack.containers("app")[0])
+        else:
+            master = json.loads((stack.folder / f"app-{stack.app_port}.status.json").read_text())["master"]
+            stack.kill(master, sign)
+            until("the end of the app", lambda: not Path(f"/proc/{master}").exists())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def draining(stack: Stack) -> bool:
+    return any("draining" in line["message"] for line in stack.app_log())
+
+
+@pytest.mark.parametrize("sign", ["TERM", "INT", "QUIT"])
+def test_what_is_under_way_ends_in_an_orderly_way(stoppable: Stack, sign: str) -> None:
+    """A long request is answered, a stream gets a last event, a WebSocket 1012; then the lifespan ends."""
+    found: dict[str, Any] = {}
+
+    def long_request() -> None:
+        with stoppable.client() as client:
+            found["long"] = client.get("/work/io?ms=1800").status_code
+
+    def stream() -> None:
+        with stoppable.client() as client, client.stream("GET", "/events?count=1000&interval_ms=100") as answer:
+            found["stream"] = list(answer.iter_lines())
+
+    def websocket() -> None:
+        with connect(f"ws://127.0.0.1:{stoppable.http_port}/ws/echo") as connection:
+            connection.send("hello")
+            assert connection.recv(timeout=DEADLINE) == "hello"
+            found["hello"] = True
+            try:
+                connection.recv(timeout=DEADLINE)
+            except ConnectionClosed as closed:
+                found["websocket"] = closed.rcvd.code if closed.rcvd else None
+
+    threads = [threading.Thread(target=what) for what in (long_request, stream, websocket)]
+    for thread in threads:
+        thread.start()
+    until("the WebSocket", lambda: "hello" in found)
+    time.sleep(0.5)  # the others have been sent by now; nothing depends on by how much
+    leaving = stop(stoppable, sign)
+    for thread in [*threads, leaving]:
+        thread.join(DEADLINE)
+    assert found["long"] == 200
+    assert "event: bye" in found["stream"], found["stream"][-5:]
+    assert found["websocket"] == 1012
+    log = [line["message"] for line in stoppable.app_log()]
+    assert sum("Application shutdown complete" in message for message in log) == 2, "a lifespan did not end"
+    assert not [message for message in log if "SIGKILL" in message]
+
+
+def test_an_idle_app_leaves_at_once(stoppable: Stack) -> None:
+    """Not after the drain: nobody has a connection to it. (Those that nginx keeps are given up after a second.)"""
+    idle = int(stoppable.rows["UPSTREAM_KEEPALIVE_SECONDS"])
+    time.sleep(idle + 1)
+    leaving = stop(stoppable)
+    leaving.join(DEADLINE)
+    drained = [line["message"] for line in stoppable.app_log() if line["message"].startswith("drained in")]
+    assert len(drained) == 2
+    for message in drained:
+        assert float(message.split()[2]) < int(stoppable.rows["DRAIN_SECONDS"]), drained
+
+
+def test_an_upload_half_sent_is_finished_by_the_worker_that_began_it() -> None:
+    """Straight to a worker: nginx collects the whole body before it sends any of it on."""
+    stack = Stack("native", "upload")
+    data = b"x" * 60_000
+    try:
+        stack.up()
+        with socket.create_connection(("127.0.0.1", stack.app_port), timeout=DEADLINE) as connection:
+            head = f"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+            connection.sendall(head.encode() + data[:30_000])
+            time.sleep(0.3)  # so that the handler has begun
+            leaving = stop(stack)
+            until("the drain", lambda: draining(stack))
+            connection.sendall(data[30_000:])
+            answer = b""
+            while chunk := connection.recv(65536):
+                answer += chunk
+        leaving.join(DEADLINE)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert hashlib.sha256(data).hexdigest().encode() in answer
+        assert b"connection: close" in answer.lower()
+    finally:
+        stack.down()
+
+
+def test_an_upload_half_sent_to_nginx_goes_to_another_replica() -> None:
+    require_engine()
+    stack = Stack("compose", "upload", APP_REPLICAS="2")
+    sent = threading.Event()
+
+    def body() -> Iterator[bytes]:
+        yield b"x" * 20_000
+        assert sent.wait(DEADLINE)
+        yield b"x" * 20_000
+
+    found: list[httpx.Response] = []
+
+    def upload() -> None:
+        with stack.client() as client:
+            found.append(client.post("/upload", content=body()))
+
+    try:
+        stack.up()
+        thread = threading.Thread(target=upload)
+        thread.start()
+        subprocess.run(["docker", "stop", stack.containers("app")[0]], check=True, capture_output=True)
+        sent.set()
+        thread.join(DEADLINE)
+        assert (found[0].status_code, found[0].json()["bytes"]) == (200, 40_000)
+    finally:
+        sent.set()
+        stack.down()
