@@ -6,7 +6,7 @@ STACK := $(PYTHON) -m stack
 # uv from the system, or one of the virtual environment's own.
 UV := $(shell command -v uv || echo .uv/bin/uv)
 
-.PHONY: help up down logs ps check test loadtest reload deploy bench clean
+.PHONY: help up down logs ps check test loadtest reload deploy bench soak zero-loss clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,12 @@ deploy: .venv ## build the app and replace the running containers by the new one
 
 bench: .venv ## what the shell and the proxy cost, measured side by side
 	@$(PYTHON) -m bench $(EXPERIMENTS)
+
+zero-loss: .venv ## each event with and without the setting that makes it harmless; writes the table of docs/zero-loss.md
+	@$(PYTHON) -m proofs.zero_loss
+
+soak: .venv ## a million requests while workers, replicas and nginx are replaced over and over
+	@$(PYTHON) -m proofs.soak
 
 clean: down ## stop it, and remove what it and the tests left: volumes, images, reports, caches
 	@if docker version >/dev/null 2>&1; then docker compose down --volumes --rmi local --remove-orphans; fi

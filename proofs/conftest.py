@@ -28,6 +28,8 @@ def require_engine() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All tests of one way share its stack, so one worker process of pytest-xdist runs them."""
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
         way = getattr(item, "callspec", None) and item.callspec.params.get("way")  # type: ignore[attr-defined]
         if not way and "compose_stack" in getattr(item, "fixturenames", ()):
             way = "compose"

@@ -7,6 +7,7 @@ with the one setting reverted that makes it harmless.
 from __future__ import annotations
 
 import subprocess
+import threading
 import time
 
 from proofs.open_loop import OpenLoop
@@ -25,21 +26,29 @@ def reload(stack: Stack, load: OpenLoop, times: int = 10) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def hang_up(stack: Stack, load: OpenLoop, times: int = 10) -> None:
-    """A reload as Gunicorn itself has it, for workers that are not this stack's."""
+def hang_up(stack: Stack, load: OpenLoop, times: int = 5) -> None:
+    """A reload as Gunicorn itself has it: the only one that workers other than this stack's know."""
     for _ in range(times):
-        if stack.way == "compose":
-            stack.compose("kill", "--signal", "HUP", "app")
-        else:
-            master = subprocess.check_output(["pgrep", "--full", "--oldest", f"gunicorn.*{stack.project}"], text=True)
-            stack.kill(int(master), "HUP")
-        load.run_for(3)
+        stack.compose("kill", "--signal", "HUP", "app")
+        load.run_for(4)
+
+
+def stall(stack: Stack, load: OpenLoop, times: int = 5) -> None:
+    """One worker stands still for a second and a half, five times."""
+    for _ in range(times):
+        with stack.client() as client:
+            client.get("/work/block?ms=1500")
+        load.run_for(0.5)
 
 
 def nginx_reload(stack: Stack, load: OpenLoop, times: int = 10) -> None:
     for _ in range(times):
         stack.compose("exec", "-T", "nginx", "nginx", "-c", "/run/nginx/nginx.conf", "-s", "reload")
         load.run_for(0.5)
+
+
+def pass_time(stack: Stack, load: OpenLoop, seconds: float = 15) -> None:
+    load.run_for(seconds)
 
 
 def recycle(stack: Stack, load: OpenLoop, seconds: float = 15) -> None:
@@ -50,6 +59,17 @@ def recycle(stack: Stack, load: OpenLoop, seconds: float = 15) -> None:
         seen |= {worker["pid"] for worker in stack.workers()}
         load.run_for(0.5)
     assert len(seen) >= seconds / 3, f"only {len(seen)} workers came and went in {seconds:g} s"
+
+
+def replace_a_replica(stack: Stack, load: OpenLoop, times: int = 3) -> None:
+    """One of two is stopped and removed, and another started; three times."""
+    for _ in range(times):
+        victim = stack.containers("app")[0]
+        docker("stop", victim)
+        docker("rm", victim)
+        load.run_for(2)
+        stack.scale(2)
+        load.run_for(2)
 
 
 def deploy(stack: Stack, load: OpenLoop, times: int = 3) -> None:
@@ -64,7 +84,7 @@ def deploy(stack: Stack, load: OpenLoop, times: int = 3) -> None:
 
 def scale(stack: Stack, load: OpenLoop) -> None:
     for count in (3, 1):
-        stack.compose("up", "--detach", "--wait", "--no-recreate", "--scale", f"app={count}", "app")
+        stack.scale(count)
         load.run_for(3)
 
 
@@ -103,9 +123,17 @@ def pause_a_replica(stack: Stack, load: OpenLoop) -> tuple[float, float]:
     return begun, load.now
 
 
-def one_slow_request(stack: Stack, load: OpenLoop) -> None:
-    """A GET that no worker answers in time: it blocks the one that takes it."""
-    with stack.client() as client:
-        answer = client.get(f"/work/block?ms={1000 * int(stack.rows['PROXY_READ_TIMEOUT_SECONDS']) + 1000}")
-    assert answer.status_code == 504
+def slow_requests(stack: Stack, load: OpenLoop, count: int = 1) -> None:
+    """GETs that no worker answers in time, at once: each blocks the one that takes it."""
+    milliseconds = 1000 * int(stack.rows["PROXY_READ_TIMEOUT_SECONDS"]) + 1000
+
+    def ask() -> None:
+        with stack.client() as client:
+            client.get(f"/work/block?ms={milliseconds}")
+
+    threads = [threading.Thread(target=ask) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     load.run_for(3)

@@ -22,6 +22,9 @@ from proofs.conftest import require_engine, started
 from proofs.stack import DEADLINE, Stack, until
 
 
+pytestmark = pytest.mark.xdist_group("stop")
+
+
 @pytest.fixture(params=["native", "compose"])
 def stoppable(request: pytest.FixtureRequest) -> Iterator[Stack]:
     """A stack for one stop. In the app's place something else takes over only in Compose with two replicas."""

@@ -13,19 +13,24 @@ from proofs import events
 from proofs.conftest import require_engine, started
 from proofs.events import RATE
 from proofs.open_loop import OpenLoop, volleys
-from proofs.stack import Stack, until
+from proofs.stack import PATIENT_BUDGET, Stack, until
+
+
+RECYCLING = PATIENT_BUDGET | {"MAX_REQUESTS": "300", "MAX_REQUESTS_JITTER": "100"}
+# One load at a time: two would be each other's noise.
+pytestmark = pytest.mark.xdist_group("load")
 
 
 @pytest.fixture(scope="module")
 def compose_events() -> Iterator[Stack]:
     """One replica, whose workers are replaced after a few hundred requests."""
     require_engine()
-    yield from started(Stack("compose", "events", MAX_REQUESTS="300", MAX_REQUESTS_JITTER="100", ENABLE_LAB="1"))
+    yield from started(Stack("compose", "events", **RECYCLING))
 
 
 @pytest.fixture(scope="module")
 def native_events() -> Iterator[Stack]:
-    yield from started(Stack("native", "events", MAX_REQUESTS="300", MAX_REQUESTS_JITTER="100", ENABLE_LAB="1"))
+    yield from started(Stack("native", "events", **RECYCLING))
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def event_stack(way: str, request: pytest.FixtureRequest) -> Stack:
 @pytest.fixture(scope="module")
 def two_replicas() -> Iterator[Stack]:
     require_engine()
-    yield from started(Stack("compose", "replicas", APP_REPLICAS="2", ENABLE_LAB="1"))
+    yield from started(Stack("compose", "replicas", **PATIENT_BUDGET, APP_REPLICAS="2", ENABLE_LAB="1"))
 
 
 @pytest.fixture
@@ -47,16 +52,7 @@ def two(two_replicas: Stack) -> Iterator[Stack]:
     stopped = two_replicas.compose("ps", "--all", "--quiet", "--status", "exited", "app").split()
     if stopped:
         events.docker("rm", "--force", *stopped)
-    two_replicas.compose("up", "--detach", "--no-recreate", "--scale", "app=2", "app")
-    until(
-        "both healthy again",
-        lambda: [health(two_replicas, c) for c in two_replicas.containers("app")] == ["healthy"] * 2,
-    )
-
-
-def health(stack: Stack, container: str) -> str:
-    found: str = stack.inspect(container)["State"]["Health"]["Status"]
-    return found
+    two_replicas.scale(2)
 
 
 def test_nothing_is_lost_when_an_idle_connection_is_reused_as_its_timeout_ends(event_stack: Stack) -> None:
@@ -146,14 +142,15 @@ def test_a_killed_worker_loses_only_what_it_had_in_flight(event_stack: Stack) ->
 
 def test_a_frozen_replica_holds_few_requests_and_is_used_again(two: Stack) -> None:
     """What was sent to it waits for the read timeout; least_conn gives it no more while that waits."""
-    sockets, read_timeout = 2, int(two.rows["PROXY_READ_TIMEOUT_SECONDS"])
+    read_timeout = int(two.rows["PROXY_READ_TIMEOUT_SECONDS"])
     with OpenLoop(two, RATE) as load:
         load.run_for(1)
         begun, ended = events.pause_a_replica(two, load)
         load.run_for(read_timeout + 1)
     lost = load.outcome.lost
-    periods = (ended - begun) / read_timeout + 1
-    assert len(lost) <= 4 * sockets * periods, load.outcome
+    sent_meanwhile = (ended - begun) * RATE
+    assert len(lost) < 0.1 * sent_meanwhile, load.outcome
+    assert max(load.outcome.latencies) < read_timeout + 5, "somebody waited for longer than the budget"
     assert not [entry for entry in lost if not begun - 1 <= entry[0] <= ended], load.outcome
     assert not load.outcome.doubled
     names = {container[:12] for container in two.containers("app")}
@@ -163,7 +160,7 @@ def test_a_frozen_replica_holds_few_requests_and_is_used_again(two: Stack) -> No
 
 def test_one_slow_request_holds_up_nobody_else(two: Stack) -> None:
     with OpenLoop(two, RATE) as load:
-        events.one_slow_request(two, load)
+        events.slow_requests(two, load)
     lost = load.outcome.lost
     # Whatever already waited behind the slow one, in that worker, may be late; nobody else.
     assert len(lost) <= 4, load.outcome
@@ -172,7 +169,7 @@ def test_one_slow_request_holds_up_nobody_else(two: Stack) -> None:
 
 def test_a_generation_that_does_not_start_leaves_the_old_one_serving(native_events: Stack) -> None:
     """A file that the app imports is broken, then mended."""
-    stack = Stack("native", "broken", patches=[("app/main.py", "LAB = ", "LAB = ")])
+    stack = Stack("native", "broken", **PATIENT_BUDGET, patches=[("app/main.py", "LAB = ", "LAB = ")])
     try:
         stack.up()
         main = stack.root / "app/main.py"

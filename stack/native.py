@@ -74,7 +74,7 @@ def commands(settings: StackSettings) -> dict[str, str]:
     """The stack's processes by name, as shell commands; `exec`, so that signals reach them and not a shell."""
     run = folder()
     # After the app, as in Compose: its imports would take the CPU from those of the workers.
-    after = f"exec {BIN}/python -m stack.after http://127.0.0.1:{settings.http_port}/"
+    after = f"exec {BIN}/python -m stack.after http://127.0.0.1:{settings.app_port}/readyz"
     locust = f"{after} {BIN}/locust -f {ROOT}/loadtest/locustfile.py"
     # Started as root, nginx would give its workers to "nobody", who cannot reach a folder that is root's own.
     user = "user root; " if os.getuid() == 0 else ""

@@ -1,0 +1,173 @@
+"""`make zero-loss`: each event with and without the one setting that makes it harmless; the table of docs/zero-loss.md.
+
+Exit status 1 when the stack as it is lost something, or when a reverted setting did no harm: then it proves nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from proofs import events
+from proofs.open_loop import OpenLoop, Outcome, volleys
+from proofs.stack import PATIENT_BUDGET, ROOT, Patch, Stack
+
+PAGE = ROOT / "docs/zero-loss.md"
+LONG_WAIT_SECONDS = 0.5
+
+# Gunicorn with uvicorn-worker's own class, on one socket. Its worker never says that it is ready.
+STOCK = [
+    (
+        "app/Dockerfile",
+        '"python", "-m", "app.server"',
+        '"gunicorn", "-c", "app/gunicorn.conf.py", "-k", "uvicorn_worker.UvicornWorker"',
+    ),
+    ("app/server/lifecycle.py", 'state: State = "starting"', 'state: State = "ready"'),
+]
+STOCK_ROWS = {"WORKER_LISTENERS": "shared"}
+# For values that the budget's rules refuse.
+NO_RULES = [
+    ("app/server/budget.py", "return [line for rule in RULES if (line := rule.broken_by(settings))]", "return []")
+]
+NGINX = "nginx/templates/nginx.conf.template"
+SECOND_CHANCE = "            error_page 502 504 = @again;\n"
+KEEPALIVE_MIN = "    keepalive_min_timeout ${CLIENT_KEEPALIVE_MIN_SECONDS}s;\n"
+
+
+def rows_of(**rows: str) -> dict[str, str]:
+    return rows
+
+
+@dataclass(frozen=True)
+class Case:
+    """An event, and what is changed for its other side."""
+
+    event: str
+    setting: str
+    happen: Callable[[Stack, OpenLoop], object]
+    patches: Sequence[Patch] = ()
+    rows: dict[str, str] = field(default_factory=dict)  # for both sides
+    reverted: dict[str, str] = field(default_factory=dict)  # for the other side
+    other: Callable[[Stack, OpenLoop], object] | None = None  # how the event is made to happen there
+    waits: bool = False  # the harm is waiting, not loss
+    rate: float = events.RATE
+
+
+BUSY = 600.0  # the races are won by chance: more requests, more of them
+RECYCLING = rows_of(MAX_REQUESTS="600", MAX_REQUESTS_JITTER="200")
+TWO = rows_of(APP_REPLICAS="2")
+CASES = [
+    Case("five reloads", "the worker that drains -> uvicorn-worker's own", lambda s, o: events.reload(s, o, 5),
+         STOCK, {}, STOCK_ROWS, events.hang_up, rate=BUSY),
+    Case("a worker recycled every second or so (`max_requests`)", "the worker that drains -> uvicorn-worker's own",
+         lambda s, o: events.recycle(s, o, 30), STOCK, RECYCLING, STOCK_ROWS, lambda s, o: events.pass_time(s, o, 30),
+         rate=BUSY),
+    Case("a replica of two stopped and replaced", "the worker that drains -> uvicorn-worker's own",
+         events.replace_a_replica, STOCK, TWO, STOCK_ROWS, rate=BUSY),
+    Case("a replica of two stopped and replaced", "PROXY_NEXT_UPSTREAM_TRIES=10 -> 1", events.replace_a_replica,
+         NO_RULES, TWO, rows_of(PROXY_NEXT_UPSTREAM_TRIES="1")),
+    Case("three deploys", "the second chance (`@again`) -> none", events.deploy,
+         [(NGINX, SECOND_CHANCE, "            error_page 502 504 /stack-error;\n")]),
+    Case("ten reloads of nginx", "`keepalive_min_timeout` -> its default, 0", events.nginx_reload,
+         [(NGINX, KEEPALIVE_MIN, "")]),
+    Case("two slow GETs at once, two replicas of two workers on one socket each", "`max_fails=0` -> its default, 1",
+         lambda s, o: events.slow_requests(s, o, 2),
+         [("nginx/40-upstream.sh", "${suffix:-} max_fails=0;", "${suffix:-};")], TWO | STOCK_ROWS | rows_of(ENABLE_LAB="1")),
+    Case("one worker stands still, five times 1.5 s", "a socket for each worker -> one for all", events.stall,
+         (), rows_of(ENABLE_LAB="1", WORKERS="4"), rows_of(WORKER_LISTENERS="shared"), waits=True),
+]  # fmt: skip
+
+
+def happen(case: Case, reverted: bool) -> Outcome:
+    rows = PATIENT_BUDGET | case.rows | (case.reverted if reverted else {})
+    stack = Stack("compose", "reverted" if reverted else "asitis", patches=case.patches if reverted else (), **rows)
+    event = case.other if reverted and case.other else case.happen
+    try:
+        stack.up()
+        with OpenLoop(stack, case.rate) as load:
+            load.run_for(2)
+            event(stack, load)
+        return load.outcome
+    finally:
+        stack.down()
+
+
+def idle_connections(reverted: bool) -> Outcome:
+    """Volleys of requests around the moment at which an idle connection is closed."""
+    rows = rows_of(APP_KEEPALIVE_SECONDS="2", UPSTREAM_KEEPALIVE_SECONDS="60") if reverted else {}
+    stack = Stack("compose", "idle", patches=NO_RULES if reverted else (), **rows)
+    closing = 2.0 if reverted else float(stack.rows["UPSTREAM_KEEPALIVE_SECONDS"])
+    try:
+        stack.up()
+        return volleys(stack, 40, [closing + step / 400 for step in range(-12, 13)])
+    finally:
+        stack.down()
+
+
+def row(event: str, setting: str, as_it_is: Outcome, reverted: Outcome) -> str:
+    cells = [event, setting]
+    for outcome in (as_it_is, reverted):
+        waited = sum(latency > LONG_WAIT_SECONDS for latency in outcome.latencies)
+        cells.append(f"{len(outcome.lost):,} of {outcome.total:,}; {waited:,}; {max(outcome.latencies):.1f} s")
+    return f"| {' | '.join(cells)} |"
+
+
+def write(rows: list[str]) -> None:
+    """Put the table between its two marks in the page."""
+    versions = subprocess.check_output(["docker", "version", "--format", "{{.Server.Version}}"], text=True).strip()
+    table = "\n".join(
+        [
+            "<!-- table: make zero-loss writes it -->",
+            "",
+            f"Lost of all requests; those that waited longer than {LONG_WAIT_SECONDS:g} s; the longest wait. "
+            f"{events.RATE} to {BUSY:g} requests a second, 40 % POST.",
+            f"Docker Engine {versions}, Linux {platform.release().partition('-')[0]}.",
+            "",
+            "| event | setting reverted | as it is | reverted |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+            "<!-- end of table -->",
+        ]
+    )
+    text = PAGE.read_text()
+    PAGE.write_text(re.sub(r"<!-- table:.*?<!-- end of table -->", lambda _: table, text, flags=re.DOTALL))
+
+
+def main() -> int:
+    rows, failed = [], 0
+    runs: list[tuple[str, str, bool, Callable[[bool], Outcome]]] = [
+        (
+            "connections reused as their idle time ends",
+            "the app's keep-alive above nginx's -> 2 s under 60 s",
+            False,
+            idle_connections,
+        )
+    ]
+    for case in CASES:
+        runs.append((case.event, case.setting, case.waits, lambda reverted, case=case: happen(case, reverted)))  # type: ignore[misc]
+    for number, (event, setting, waits, run) in enumerate(runs, start=1):
+        print(f"{number} of {len(runs)}: {event}", flush=True)
+        as_it_is, reverted = run(False), run(True)
+        print(f"    as it is: {as_it_is}\n    {setting}: {reverted}", flush=True)
+        harm = [
+            sum(latency > LONG_WAIT_SECONDS for latency in o.latencies) if waits else len(o.lost)
+            for o in (as_it_is, reverted)
+        ]
+        # A few requests may have been waiting in the very worker that stands still.
+        harmless = not as_it_is.doubled and harm[0] <= (10 if waits or "slow" in event else 0)
+        if not harmless or harm[1] <= harm[0]:
+            print("    FAILED: it must be harmless as it is, and do harm when reverted")
+            failed = 1
+        rows.append(row(event, setting, as_it_is, reverted))
+    write(rows)
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
