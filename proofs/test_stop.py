@@ -21,7 +21,6 @@ from proofs import events
 from proofs.conftest import require_engine, started
 from proofs.stack import DEADLINE, Stack, until
 
-
 pytestmark = pytest.mark.xdist_group("stop")
 
 

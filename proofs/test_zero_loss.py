@@ -15,7 +15,6 @@ from proofs.events import RATE
 from proofs.open_loop import OpenLoop, volleys
 from proofs.stack import PATIENT_BUDGET, Stack, until
 
-
 RECYCLING = PATIENT_BUDGET | {"MAX_REQUESTS": "300", "MAX_REQUESTS_JITTER": "100"}
 # One load at a time: two would be each other's noise.
 pytestmark = pytest.mark.xdist_group("load")

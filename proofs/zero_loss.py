@@ -76,7 +76,8 @@ CASES = [
          [(NGINX, KEEPALIVE_MIN, "")]),
     Case("two slow GETs at once, two replicas of two workers on one socket each", "`max_fails=0` -> its default, 1",
          lambda s, o: events.slow_requests(s, o, 2),
-         [("nginx/40-upstream.sh", "${suffix:-} max_fails=0;", "${suffix:-};")], TWO | STOCK_ROWS | rows_of(ENABLE_LAB="1")),
+         [("nginx/40-upstream.sh", "${suffix:-} max_fails=0;", "${suffix:-};")],
+         TWO | STOCK_ROWS | rows_of(ENABLE_LAB="1")),
     Case("one worker stands still, five times 1.5 s", "a socket for each worker -> one for all", events.stall,
          (), rows_of(ENABLE_LAB="1", WORKERS="4"), rows_of(WORKER_LISTENERS="shared"), waits=True),
 ]  # fmt: skip
