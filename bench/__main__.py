@@ -1,4 +1,8 @@
-"""`make bench`: python -m bench [EXPERIMENT...]. Exit status 0: every goal met; 1: one is not; 2: it could not run."""
+"""`make bench`: python -m bench [EXPERIMENT...], or --write-docs for docs/measurements.md from the last results.
+
+Exit status 0: every goal is met. 1: one is missed. 3: none is missed, but one is undecided, because the bound is within
+the median's confidence interval: run it again when the machine is quiet. 2: an experiment could not run.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,31 @@ from collections.abc import Sequence
 from types import FrameType, ModuleType
 
 from app.server.settings import SettingsError
-from bench import load, report
-from bench.experiments import proxy, shell, start
+from bench import cpu, load, report
+from bench.experiments import balance, burst, lifecycle, proxy, shell, start
 from bench.harness import Progress, Result
 from bench.processes import CannotRun
 from stack.console import Failure, say
 from stack.settings import ROOT, checked
 
-EXPERIMENTS: dict[str, ModuleType] = {"shell": shell, "proxy": proxy, "start": start}
+EXPERIMENTS: dict[str, ModuleType] = {
+    "shell": shell,
+    "proxy": proxy,
+    "lifecycle": lifecycle,
+    "balance": balance,
+    "burst": burst,
+    "start": start,
+}
 REPORTS = ROOT / "reports/bench"
+DOCS = ROOT / "docs/measurements.md"
+MUCH = 0.03  # of the CPUs, for work that is none of this
+MET, MISSED, UNDECIDED = 0, 1, 3
 INTERRUPTED = 130
 
 
 def status(results: Sequence[Result]) -> int:
-    """0 when every goal is met in every round; 1 when one is missed or undecided, for then it is not shown."""
-    judged = [comparison for result in results for comparison in result.comparisons if comparison.goal]
-    return 0 if all(comparison.verdict == "met" for comparison in judged) else 1
+    verdicts = {comparison.verdict for result in results for comparison in result.comparisons if comparison.goal}
+    return MISSED if "missed" in verdicts else UNDECIDED if "undecided" in verdicts else MET
 
 
 def run(names: Sequence[str]) -> int:
@@ -39,11 +52,15 @@ def run(names: Sequence[str]) -> int:
     failed: dict[str, str] = {}
     begun = time.monotonic()
     for name in names:
+        others = cpu.Others()
         try:
             results[name] = EXPERIMENTS[name].run(progress)
         except (CannotRun, Failure) as failure:
             failed[name] = str(failure)
         else:
+            # What `start` starts is not its child: it cannot be told from other work.
+            if EXPERIMENTS[name] is not start and (share := others.share()) > MUCH:
+                results[name].notes.append(f"meanwhile other work took {share:.0%} of this machine's CPUs")
             report.write(REPORTS, name, EXPERIMENTS[name].QUESTION, results[name])
         progress.clear()
     _show(results, failed, time.monotonic() - begun)
@@ -52,18 +69,28 @@ def run(names: Sequence[str]) -> int:
 
 def _show(results: dict[str, Result], failed: dict[str, str], took: float) -> None:
     for result in results.values():
-        for head, lines in report.details(result):
+        for head, lines in report.details(result.details):
             say(f"\n{report.table(head, lines)}")
     say(f"\n{report.table(report.COLUMNS, [row for result in results.values() for row in report.rows(result)])}\n")
-    for result in results.values():
+    for name, result in results.items():
         for line in result.unavailable:
-            say(f"not measured: {line}")
+            say(f"not measured: {name}: {line}")
         for line in result.notes:
-            say(f"note: {line}")
+            say(f"note: {name}: {line}")
     for name, why in failed.items():
         print(f"{name} could not run: {why}", file=sys.stderr)
     if results:
         say(f"{took:.0f} s; each round is in {REPORTS.relative_to(ROOT)}/")
+
+
+def write_docs() -> int:
+    try:
+        DOCS.write_text(report.page(REPORTS, list(EXPERIMENTS)))
+    except Failure as failure:
+        print(failure, file=sys.stderr)
+        return 2
+    say(f"{DOCS.relative_to(ROOT)} is written")
+    return 0
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -72,6 +99,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def main() -> int:
     names = sys.argv[1:] or list(EXPERIMENTS)
+    if names == ["--write-docs"]:
+        return write_docs()
     unknown = [name for name in names if name not in EXPERIMENTS]
     if unknown:
         print(f"{', '.join(unknown)}: no such experiment; there are {', '.join(EXPERIMENTS)}", file=sys.stderr)

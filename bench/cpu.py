@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
@@ -33,3 +34,25 @@ def tree_seconds(root: int) -> float:
         total += used.get(pid, 0)
         waiting += children.get(pid, [])
     return total * TICK_SECONDS
+
+
+class Others:
+    """How busy other work has kept this machine's CPUs since this was made."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._before = _used()
+
+    def share(self) -> float:
+        """From 0 to 1. Processes of this one's own count as its own once they have ended and were waited for."""
+        seconds = (time.monotonic() - self._begun) * (os.cpu_count() or 1)
+        return min(1.0, max(0.0, (_used() - self._before) / seconds))
+
+
+def _used() -> float:
+    """Seconds of CPU that all processes of this machine have used, without this one and its children."""
+    fields = [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    user, nice, system, _idle, _iowait, irq, softirq, _steal = fields
+    own = os.times()
+    mine = own.user + own.system + own.children_user + own.children_system
+    return (user + nice + system + irq + softirq) * TICK_SECONDS - mine

@@ -1,6 +1,6 @@
 """Variants side by side: loaded in turn in one run, only one at a time, and compared round by round.
 
-A round loads each variant in SLICES short slices, A B B A A B B A: what slows the machine down for a second, or drifts
+A round loads each variant in SLICES short slices, A B B A: what slows the machine down for a second, or drifts
 over many, is in both sides of the ratio.
 """
 
@@ -21,7 +21,7 @@ from bench.load import Request
 from bench.processes import CannotRun
 from bench.ratios import Figures, Goal, Verdict, ratios
 
-SLICES = 4
+SLICES = 2
 SLICE_SECONDS = 1
 WARM_UP_SECONDS = 2
 # What may differ in the same answer: which process gave it.

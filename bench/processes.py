@@ -121,11 +121,10 @@ class Bench:
         self.environ["NGINX_LISTEN"] = f"127.0.0.1:{ports[0]}"
         self.app_url = f"http://127.0.0.1:{ports[2]}"
         self.url = f"http://127.0.0.1:{ports[0]}"
+        self.http_port = ports[0]
         self._other_port = ports[1]
 
-    def _process(
-        self, command: str, log: str, ready: Callable[[], bool]
-    ) -> contextlib.AbstractContextManager[int]:
+    def _process(self, command: str, log: str, ready: Callable[[], bool]) -> contextlib.AbstractContextManager[int]:
         return process(command, self.environ, self.folder / log, ready, self._settings.stop_grace_seconds)
 
     def _named(self) -> contextlib.AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from bench.processes import Bench
 from bench.ratios import Goal
 
 QUESTION = "How much more does the same app answer through this nginx configuration than through a tutorial's?"
-ROUNDS = 5
+ROUNDS = 8
 CONNECTIONS = 64
 GOAL = Goal("at least", 1.4)
 

@@ -12,7 +12,7 @@ from bench.processes import Bench
 from bench.ratios import Goal
 
 QUESTION = "How much more CPU does a request take with the whole shell around the app?"
-ROUNDS = 5
+ROUNDS = 8
 # One worker, so that the load has a CPU of its own; these keep it busy.
 CONNECTIONS = 32
 GOAL = Goal("at most", 1.25)

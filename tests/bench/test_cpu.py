@@ -27,3 +27,14 @@ def test_a_process_that_waits_uses_none() -> None:
         time.sleep(0.1)
         assert cpu.tree_seconds(child.pid) - before <= cpu.TICK_SECONDS
         child.kill()
+
+
+def test_the_work_of_a_child_that_has_ended_is_not_other_work() -> None:
+    before = cpu.Others()
+    started = time.monotonic()
+    own = os.times()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"], check=True)
+    after = os.times()
+    assert after.children_user + after.children_system - own.children_user - own.children_system >= 0.5
+    all_of_it = (time.monotonic() - started) * (os.cpu_count() or 1)
+    assert before.share() <= 1 - 0.4 / all_of_it

@@ -13,6 +13,7 @@ from bench.harness import Comparison, Result, Variant, require_same_answer
 from bench.load import Request
 from bench.processes import CannotRun, process
 from bench.ratios import Figures, Goal
+from stack.console import Failure
 
 GET = Request("GET", "/")
 Serve = Callable[..., Variant]
@@ -62,7 +63,7 @@ def test_variants_that_fail_alike_are_not_compared(serve: Serve) -> None:
 def test_a_process_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:
     with (
         pytest.raises(CannotRun, match="no such setting"),
-        process("echo no such setting; exit 3", {}, tmp_path / "log", "http://127.0.0.1:9/", stop_seconds=1),
+        process("echo no such setting; exit 3", {}, tmp_path / "log", lambda: False, stop_seconds=1),
     ):
         pass
 
@@ -71,12 +72,12 @@ def result(*values: float, goal: Goal | None) -> Result:
     return Result([Comparison("cost", Figures(values), goal)])
 
 
-def test_the_exit_status_is_0_only_where_every_goal_is_met() -> None:
+def test_the_exit_status_tells_a_goal_that_is_missed_from_one_that_is_undecided() -> None:
     goal = Goal("at most", 1.25)
     met, missed, undecided = (result(*v, goal=goal) for v in ((1.1, 1.2), (1.3, 1.4), (1.2, 1.3)))
     assert command.status([met, result(3.0, goal=None)]) == 0
-    assert command.status([met, missed]) == 1
-    assert command.status([met, undecided]) == 1
+    assert command.status([met, undecided]) == 3
+    assert command.status([met, undecided, missed]) == 1
 
 
 def test_an_unknown_experiment_is_one_line_that_names_the_known(
@@ -86,11 +87,25 @@ def test_an_unknown_experiment_is_one_line_that_names_the_known(
     assert command.main() == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "shel: no such experiment; there are shell, proxy, start" in error
+    assert "shel: no such experiment; there are shell, proxy, lifecycle, balance, burst, start" in error
 
 
-def test_the_report_shows_goal_median_range_and_finding(tmp_path: Path) -> None:
+def test_the_page_shows_question_goal_median_interval_range_and_finding(tmp_path: Path) -> None:
     report.write(tmp_path, "shell", "How much?", result(1.1, 1.2, 1.15, goal=Goal("at most", 1.25)))
-    assert "| cost | at most 1.25 | 1.15 (1.10 to 1.20) | met |" in (tmp_path / "shell.md").read_text()
+    page = report.page(tmp_path, ["shell"])
+    assert "## shell\n\nHow much?\n" in page
+    assert "| cost | at most 1.25 | 1.15 | 1.10 to 1.20 | 1.10 to 1.20 | met |" in page
     finding = json.loads((tmp_path / "shell.json").read_text())["findings"][0]
     assert (finding["median"], finding["verdict"]) == (1.15, "met")
+
+
+def test_the_page_says_once_what_was_measured_with_where_it_is_the_same_for_all(tmp_path: Path) -> None:
+    for name in ("shell", "proxy"):
+        report.write(tmp_path, name, "How much?", result(1.1, goal=None))
+    assert report.page(tmp_path, ["shell", "proxy"]).count("Measured with") == 1
+
+
+def test_no_page_is_made_while_an_experiment_has_no_result(tmp_path: Path) -> None:
+    report.write(tmp_path, "shell", "How much?", result(1.1, goal=None))
+    with pytest.raises(Failure, match='make bench EXPERIMENTS="balance burst"'):
+        report.page(tmp_path, ["shell", "balance", "burst"])

@@ -1,0 +1,75 @@
+"""What a burst of new connections meets: a stack that has just started, another event loop, another way to accept."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from statistics import median
+
+from bench import burst_load, load
+from bench.experiments.proxy import REQUEST
+from bench.harness import Comparison, Progress, Result
+from bench.open_loop import percentile
+from bench.processes import Bench
+from bench.ratios import Goal, ratios
+
+QUESTION = (
+    "256 connections are opened at once, and each asks again as soon as it is answered: how long do their first "
+    "requests take (p99) on a stack that no request has reached yet, and on one that is warm?"
+)
+ROUNDS = 8
+CONNECTIONS = 256
+# The load of a burst goes on for so long, or until each connection has had its first answer.
+BURST_SECONDS = 0.5
+# A single burst varies by half.
+WARM_BURSTS = 3
+WARM_UP_SECONDS = 2
+REST_SECONDS = 0.3
+
+OURS, ASYNCIO, LOOP_ACCEPTS = "uvloop, all accepted at once", "asyncio", "uvloop, its own server accepts"
+WORKER_CLASSES = {OURS: "", ASYNCIO: "bench.workers.AsyncioWorker", LOOP_ACCEPTS: "bench.workers.LoopAcceptsWorker"}
+# Ten times the others, so that fewer rounds show it; and each takes seconds.
+EVERY = {OURS: 1, ASYNCIO: 1, LOOP_ACCEPTS: 2}
+COLD_TO_WARM, TO_ASYNCIO = Goal("at most", 1.5), Goal("at most", 1.0)
+
+
+def seconds() -> float:
+    return ROUNDS * (2.5 * 4.0 + WARM_UP_SECONDS + WARM_BURSTS * (BURST_SECONDS + REST_SECONDS))
+
+
+def run(progress: Progress) -> Result:
+    result = Result()
+    cold: dict[str, list[float]] = {name: [] for name in WORKER_CLASSES}
+    warm: list[float] = []
+    for number in range(ROUNDS):
+        names = [name for name in WORKER_CLASSES if number % EVERY[name] == 0]
+        turn = number % len(names)
+        for name in [*names[turn:], *names[:turn]]:
+            progress.step(f"round {number + 1} of {ROUNDS}: {name}")
+            with ExitStack() as stack:
+                bench = Bench("burst")
+                stack.enter_context(bench.own_folder())
+                stack.enter_context(bench.app(f"--worker-class {cls}" if (cls := WORKER_CLASSES[name]) else ""))
+                stack.enter_context(bench.nginx())
+                cold[name].append(_p99(bench))
+                if name == OURS:
+                    load.run(bench.url, REQUEST, CONNECTIONS // 4, WARM_UP_SECONDS)
+                    warm.append(median(_p99(bench) for _ in range(WARM_BURSTS)))
+    ours = cold[OURS]
+    what = "p99 of the first requests"
+    result.comparisons = [
+        Comparison(f"{what}, cold stack to warm", ratios(ours, warm), COLD_TO_WARM),
+        Comparison(f"{what}, cold, uvloop to asyncio", ratios(ours, cold[ASYNCIO]), TO_ASYNCIO),
+        Comparison(
+            f"{what}, cold, all accepted at once to uvloop's own server",
+            ratios(ours[:: EVERY[LOOP_ACCEPTS]], cold[LOOP_ACCEPTS]),
+        ),
+    ]
+    result.rounds = {f"{name}, cold": taken for name, taken in cold.items()} | {f"{OURS}, warm": warm}
+    result.details = [{"variant": name, "p99 ms": f"{median(taken):.0f}"} for name, taken in result.rounds.items()]
+    return result
+
+
+def _p99(bench: Bench) -> float:
+    time.sleep(REST_SECONDS)  # the end of the start, or of the burst before, is not part of this one
+    return percentile(burst_load.first_answers(bench.http_port, CONNECTIONS, BURST_SECONDS), 0.99)

@@ -1,0 +1,84 @@
+"""What draining, recycling and a socket for each worker cost: the stack's worker and master against the stock ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import ExitStack
+from statistics import median
+
+from bench import cpu, harness
+from bench.experiments.proxy import REQUEST
+from bench.harness import Comparison, Progress, Result, Variant
+from bench.processes import Bench
+from bench.ratios import Goal, ratios
+from stack.settings import rows
+
+QUESTION = (
+    "How much more CPU does a request take with the worker that drains, is recycled and has a socket of its own, than "
+    "with Uvicorn's worker under Gunicorn's own master on a shared socket?"
+)
+ROUNDS = 11
+CONNECTIONS = 64
+REPLACEMENTS = 3
+# The CPU time of one replacement is complete when a stack that nobody loads has been quiet for so long.
+QUIET_SECONDS = 0.75
+GOAL = Goal("at most", 1.03)
+
+OURS, STOCK = "this worker and master", "UvicornWorker, shared socket"
+
+
+def seconds() -> float:
+    return 6 + harness.seconds(variants=2, rounds=ROUNDS) + 2 * REPLACEMENTS * 3
+
+
+def run(progress: Progress) -> Result:
+    result = Result()
+    table = rows()
+    recycling = {name: table[name] for name in ("MAX_REQUESTS", "MAX_REQUESTS_JITTER")}
+    with ExitStack() as stack:
+        variants = []
+        for name, listeners in ((OURS, "per-worker"), (STOCK, "shared")):
+            progress.step(f"starting {name}")
+            bench = Bench(f"lifecycle-{listeners}", WORKER_LISTENERS=listeners, **recycling)
+            stack.enter_context(bench.own_folder())
+            app = bench.app() if name == OURS else bench.stock_app("bench.workers.StockWorker")
+            pid = stack.enter_context(app)
+            nginx = stack.enter_context(bench.nginx())
+            variants.append(Variant(name, bench.url, {"app": pid, "nginx": nginx}))
+        found = harness.measure(variants, REQUEST, ROUNDS, CONNECTIONS, progress)
+        replacing: dict[str, list[float]] = {variant.name: [] for variant in variants}
+        for number in range(REPLACEMENTS):
+            for variant in variants:
+                progress.step(f"replacing the workers, {number + 1} of {REPLACEMENTS}, {variant.name}")
+                replacing[variant.name].append(_replace(variant.tiers["app"]) / int(table["WORKERS"]))
+    harness.add_rounds(result, REQUEST, found)
+    result.rounds["CPU seconds of one replacement"] = replacing
+    result.comparisons = [
+        Comparison(
+            f"app CPU per request, {OURS} to {STOCK}", harness.cpu_ratio(found[OURS], found[STOCK], "app"), GOAL
+        ),
+        Comparison("CPU of one worker's replacement, the same", ratios(replacing[OURS], replacing[STOCK])),
+    ]
+    for name, taken in replacing.items():
+        row = {"variant": name, "CPU s of one replacement": f"{median(taken):.2f}"}
+        if mean := int(table["MAX_REQUESTS"]) + int(table["MAX_REQUESTS_JITTER"]) / 2:
+            row["us/request, with MAX_REQUESTS as it is"] = f"{median(taken) / mean * 1e6:.1f}"
+        result.details.append(row)
+    return result
+
+
+def _replace(master: int) -> float:
+    """CPU seconds that it takes to replace all workers."""
+    before = last = cpu.tree_seconds(master)
+    os.kill(master, signal.SIGHUP)
+    quiet_since = time.monotonic()
+    begun = quiet_since
+    while time.monotonic() - max(quiet_since, begun + 1) < QUIET_SECONDS:
+        time.sleep(0.1)
+        now = cpu.tree_seconds(master)
+        if now - last > cpu.TICK_SECONDS:  # idle workers look at the clock now and then
+            quiet_since = time.monotonic()
+        last = now
+    return last - before

@@ -1,0 +1,92 @@
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from bench import burst_load, open_loop
+from bench.open_loop import Arrival, percentile, poisson
+from bench.processes import CannotRun
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+BAD = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
+
+
+class Server:
+    """Answers each request after 0.2 s where its path is /slow, at once otherwise; with 502 where it is /bad."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.port = 0
+        self.loop = asyncio.new_event_loop()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with suppress(ConnectionError):  # a burst leaves in the middle of an answer
+            while line := await reader.readline():
+                while (await reader.readline()).strip():
+                    pass
+                path = line.split()[1]
+                await asyncio.sleep(0.2 if path == b"/slow" else 0)
+                writer.write(BAD if path == b"/bad" else OK)
+        writer.close()
+
+    async def main(self, up: threading.Event) -> None:
+        server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        up.set()
+        self.ending = asyncio.Event()
+        await self.ending.wait()
+        server.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    one, up = Server(), threading.Event()
+    thread = threading.Thread(target=lambda: one.loop.run_until_complete(one.main(up)))
+    thread.start()
+    assert up.wait(10)
+    yield one
+    one.loop.call_soon_threadsafe(one.ending.set)
+    thread.join()
+
+
+def test_the_same_seed_gives_the_same_arrivals_and_each_seed_as_many_and_as_many_slow_ones() -> None:
+    first, again, other = (poisson(200, 5, "/", "/slow", 0.05, seed) for seed in (3, 3, 4))
+    assert first == again != other
+    for arrivals in (first, other):
+        assert len(arrivals) == 1000
+        assert sum(arrival.path == "/slow" for arrival in arrivals) == 50
+        assert [arrival.due for arrival in arrivals] == sorted(arrival.due for arrival in arrivals)
+
+
+def test_a_slow_answer_holds_back_no_request_that_is_due(server: Server) -> None:
+    taken = open_loop.run(server.port, [Arrival(0.0, "/slow"), Arrival(0.05, "/"), Arrival(0.06, "/")])
+    assert taken["/slow"][0] >= 200
+    assert max(taken["/"]) < 150
+
+
+def test_a_connection_is_used_again(server: Server) -> None:
+    open_loop.run(server.port, [Arrival(0.0, "/"), Arrival(0.2, "/"), Arrival(0.4, "/")])
+    assert server.connections == 1
+
+
+def test_the_closed_loop_finds_what_the_server_can_do(server: Server) -> None:
+    assert 8 < open_loop.capacity(server.port, "/slow", "/slow", 0.05, connections=2, seconds=0.9) <= 10
+
+
+def test_a_request_that_fails_ends_the_measurement(server: Server) -> None:
+    with pytest.raises(CannotRun, match="GET /bad: status 502"):
+        open_loop.run(server.port, [Arrival(0.0, "/bad")])
+
+
+def test_each_connection_of_a_burst_gives_one_first_answer(server: Server) -> None:
+    assert len(burst_load.first_answers(server.port, connections=20, seconds=0.1)) == 20
+    assert server.connections == 20
+
+
+def test_a_percentile_is_one_of_the_values() -> None:
+    values = [float(n) for n in range(100, 0, -1)]
+    assert [percentile(values, share) for share in (0.5, 0.9, 0.99, 1.0)] == [50, 90, 99, 100]
+    assert percentile([7.0], 0.99) == 7
