@@ -123,13 +123,14 @@ def pause_a_replica(stack: Stack, load: OpenLoop) -> tuple[float, float]:
     return begun, load.now
 
 
-def slow_requests(stack: Stack, load: OpenLoop, count: int = 1) -> None:
-    """GETs that no worker answers in time, at once: each blocks the one that takes it."""
+def slow_requests(stack: Stack, load: OpenLoop, count: int = 1) -> list[str]:
+    """GETs that no worker answers in time, at once: each blocks the one that takes it. Their request ids."""
     milliseconds = 1000 * int(stack.rows["PROXY_READ_TIMEOUT_SECONDS"]) + 1000
+    ids: list[str] = []
 
     def ask() -> None:
         with stack.client() as client:
-            client.get(f"/work/block?ms={milliseconds}")
+            ids.append(client.get(f"/work/block?ms={milliseconds}").headers["x-request-id"])
 
     threads = [threading.Thread(target=ask) for _ in range(count)]
     for thread in threads:
@@ -137,3 +138,4 @@ def slow_requests(stack: Stack, load: OpenLoop, count: int = 1) -> None:
     for thread in threads:
         thread.join()
     load.run_for(3)
+    return ids

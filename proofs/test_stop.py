@@ -49,7 +49,8 @@ def stop(stack: Stack, sign: str = "TERM") -> threading.Thread:
 
 
 def draining(stack: Stack) -> bool:
-    return any("draining" in line["message"] for line in stack.app_log())
+    """Whether both workers have begun to."""
+    return sum("draining" in line["message"] for line in stack.app_log()) == 2
 
 
 @pytest.mark.parametrize("sign", ["TERM", "INT", "QUIT"])

@@ -159,11 +159,20 @@ def test_a_frozen_replica_holds_few_requests_and_is_used_again(two: Stack) -> No
 
 def test_one_slow_request_holds_up_nobody_else(two: Stack) -> None:
     with OpenLoop(two, RATE) as load:
-        events.slow_requests(two, load)
-    lost = load.outcome.lost
-    # Whatever already waited behind the slow one, in that worker, may be late; nobody else.
-    assert len(lost) <= 4, load.outcome
+        load.run_for(1)
+        (slow,) = events.slow_requests(two, load)
+    # What already waited in that very worker is late with it. Nobody else is.
+    lost = {key for _, _, key, _ in load.outcome.lost}
+    ids = lost | {slow}
+    lines = until("their lines", lambda: found if len(found := served_by(two, ids)) == len(ids) else None)
+    assert {lines[key] for key in lost} <= {lines[slow]}, lines
+    assert len(lost) < 0.02 * load.outcome.total, load.outcome
     assert not load.outcome.doubled
+
+
+def served_by(stack: Stack, ids: set[str]) -> dict[str, str]:
+    """The workers' addresses by request id."""
+    return {line["request_id"]: line["upstream"] for line in stack.access_log() if line["request_id"] in ids}
 
 
 def test_a_generation_that_does_not_start_leaves_the_old_one_serving(native_events: Stack) -> None:

@@ -151,9 +151,12 @@ def test_slow_answers_miss_the_objectives_and_the_rate_and_exit_1(tmp_path: Path
     settings = {"LOADTEST_SHAPE": "rate", "LOADTEST_SECONDS": "4", "SLO_P50_MS": "100"}
     status, output = finish(start(tmp_path, stack.url, **settings))
 
-    assert status == 1, output
-    assert "missed: p50, achieved / intended rate" in output
-    assert summary(tmp_path)["exit_status"] == 1
+    # On a machine so busy that the generator itself had no CPU, a miss says nothing of the server.
+    bottleneck = summary(tmp_path)["generator"]["bottleneck"]
+    assert status == (2 if bottleneck else 1), output
+    assert summary(tmp_path)["exit_status"] == status
+    missed = [row["objective"] for row in summary(tmp_path)["objectives"] if not row["met"]]
+    assert missed == ["p50", "achieved / intended rate"]
 
 
 def test_a_wrong_answer_with_status_200_is_a_failure(tmp_path: Path, stack: Stack) -> None:
