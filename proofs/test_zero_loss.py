@@ -238,6 +238,21 @@ def test_workers_leave_when_their_master_is_gone() -> None:
         stack.down()
 
 
+def test_a_full_disk_for_logs_stops_nothing() -> None:
+    """/dev/full in place of the log files: every write to them fails for lack of space."""
+    stack = Stack("native", "fulldisk", **RECYCLING)
+    stack.folder.mkdir()
+    for name in ("stack.log", "access.log"):
+        (stack.folder / name).symlink_to("/dev/full")
+    try:
+        stack.up()
+        with OpenLoop(stack, RATE) as load:
+            events.recycle(stack, load, seconds=5)
+        load.outcome.assert_nothing_lost_or_doubled()
+    finally:
+        stack.down()
+
+
 def alive(pid: int) -> bool:
     try:
         return "zombie" not in Path(f"/proc/{pid}/status").read_text()

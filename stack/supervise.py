@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 
 import honcho.manager
+import honcho.printer
 
 from stack.native import commands
 from stack.settings import checked
+
+
+class Log(io.TextIOBase):
+    """Standard output, on which a line that cannot be written is lost: a full disk must not stop the stack."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(1, text.encode())
+        return len(text)
 
 
 def main() -> int:
     settings, _ = checked()
     # honcho's own, 5 s, would kill Gunicorn in the middle of its drain.
     honcho.manager.KILL_WAIT = settings.stop_grace_seconds
-    manager = honcho.manager.Manager()
+    manager = honcho.manager.Manager(honcho.printer.Printer(Log()))
     for name, command in commands(settings).items():
         manager.add_process(name, command, env=dict(os.environ), cwd=os.getcwd())
     manager.loop()
