@@ -13,7 +13,7 @@ import time
 from proofs.open_loop import OpenLoop
 from proofs.stack import Stack, until
 
-RATE = 200  # requests in a second; a fraction of what two cores can do, so that a slow minute is no overload
+RATE = 250  # requests in a second; a fraction of what two cores can do, so that a slow minute is no overload
 
 
 def docker(*arguments: str) -> None:

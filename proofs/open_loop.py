@@ -239,7 +239,12 @@ def volleys(stack: Stack, size: int, gaps: list[float]) -> Outcome:
     return client.outcome
 
 
+sent_by_this_process = 0
+
+
 def ask_the_ledger(stack: Stack, outcome: Outcome) -> None:
+    global sent_by_this_process
+    sent_by_this_process += outcome.total
     with stack.client() as client:
         ledger = client.get("/orders", params={"prefix": f"{outcome.prefix}-"}).json()
     outcome.applied, outcome.doubled = ledger["keys"], ledger["repeated"]
