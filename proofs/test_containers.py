@@ -9,6 +9,7 @@ import pytest
 
 from proofs.conftest import started
 from proofs.stack import Stack, until
+from proofs.test_proxy import assert_json_error
 
 SERVICES = ("nginx", "app", "locust", "locust-worker")
 pytestmark = pytest.mark.usefixtures("compose_stack")
@@ -141,3 +142,16 @@ def test_replicas_that_are_added_are_used_and_those_removed_are_not(changing_sta
     stack.compose("up", "--detach", "--wait", "--no-recreate", "--scale", "app=1", "app")
     (left,) = stack.containers("app")
     until("nginx knows of the one alone", lambda: {replica(stack) for _ in range(20)} == {left[:12]}, seconds=30)
+
+
+def test_without_any_app_nginx_answers_502_as_json(changing_stack: Stack) -> None:
+    stack = changing_stack
+    stack.compose("stop", "app")
+    try:
+        with stack.client() as client:
+            # 504 as long as nginx still knows the address that nobody has any more
+            until("nginx knows of no app", lambda: client.get("/").status_code == 502, seconds=10)
+            assert_json_error(client.get("/"), 502, "Bad Gateway")
+            assert client.get("/nginx-health").status_code == 200
+    finally:
+        stack.compose("up", "--detach", "--wait", "--no-deps", "app")

@@ -1,0 +1,48 @@
+"""make loadtest against the running stack: its exit status, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proofs.stack import ROOT, Stack
+
+REPORTS = ROOT / "reports"
+SMALL = {"LOADTEST_SECONDS": "5", "LOADTEST_WARMUP_SECONDS": "1", "LOADTEST_USERS": "10", "LOADTEST_RATE": "20"}
+EASY = {"SLO_P50_MS": "60000", "SLO_P95_MS": "60000", "SLO_P99_MS": "60000", "SLO_MIN_RPS": "1"}
+
+
+@pytest.fixture
+def report() -> Iterator[dict[str, Path]]:
+    """Where the test puts the report's folder; it is removed afterwards."""
+    found: dict[str, Path] = {}
+    yield found
+    if "folder" in found:
+        shutil.rmtree(found["folder"])
+
+
+@pytest.mark.parametrize("shape", ["closed", "rate"])
+def test_a_load_test_that_meets_its_objectives_exits_0_and_leaves_a_report(
+    stack: Stack, shape: str, report: dict[str, Path]
+) -> None:
+    done = stack.make("loadtest", LOADTEST_SHAPE=shape, **SMALL, **EASY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = report["folder"] = REPORTS / done.stdout.rpartition("report: ")[2].strip().rpartition("/")[2]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["measured"]["requests"] > 0
+    assert summary["measured"]["failures"] == 0
+    for name in ("report.html", "requests.csv", "history.csv", "history.svg"):
+        assert (folder / name).stat().st_size > 0
+        assert (folder / name).stat().st_uid == os.getuid()
+
+
+def test_a_load_test_that_misses_an_objective_does_not_exit_0(stack: Stack, report: dict[str, Path]) -> None:
+    done = stack.make("loadtest", **SMALL, **EASY | {"SLO_MIN_RPS": "1000000"})
+    report["folder"] = REPORTS / done.stdout.rpartition("report: ")[2].strip().rpartition("/")[2]
+    assert done.returncode in (1, 2), done.stdout + done.stderr  # 2: the generator itself was short of CPU
+    assert "FAIL" in done.stdout
