@@ -18,7 +18,7 @@ from typing import Any
 
 import uvloop
 
-from proofs.stack import Stack
+from proofs.stack import Stack, until
 
 # About 1 KB, as in real life; every field of the demo app's model.
 BODY = json.dumps(
@@ -246,5 +246,11 @@ def ask_the_ledger(stack: Stack, outcome: Outcome) -> None:
     global sent_by_this_process
     sent_by_this_process += outcome.total
     with stack.client() as client:
-        ledger = client.get("/orders", params={"prefix": f"{outcome.prefix}-"}).json()
-    outcome.applied, outcome.doubled = ledger["keys"], ledger["repeated"]
+
+        def ledger() -> Any:
+            answer = client.get("/orders", params={"prefix": f"{outcome.prefix}-"})
+            return answer.json() if answer.status_code == 200 else None
+
+        # A stack that was broken on purpose may take some seconds to answer again.
+        found = until("an answer about the ledger", ledger)
+    outcome.applied, outcome.doubled = found["keys"], found["repeated"]
