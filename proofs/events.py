@@ -94,17 +94,23 @@ def stop_a_replica(stack: Stack, load: OpenLoop) -> None:
 
 
 def kill_a_replica(stack: Stack, load: OpenLoop) -> float:
-    """The time after which nothing more may be lost."""
-    docker("kill", stack.containers("app")[-1])
+    """The time after which nothing more may be lost: its processes are gone, and their connections with them."""
+    victim = stack.containers("app")[-1]
+    docker("kill", victim)
+    docker("wait", victim)
     killed = load.now
     load.run_for(3)
     return killed
 
 
 def kill_a_worker(stack: Stack, load: OpenLoop) -> float:
-    """The time after which nothing more may be lost."""
+    """The time after which nothing more may be lost: the process is gone, and its connections with it.
+
+    Until then, which takes some milliseconds after the signal, the kernel takes bytes on them that nobody will read.
+    """
     pid = stack.workers()[0]["pid"]
     stack.kill(pid)
+    until("its end", lambda: pid not in [worker["pid"] for worker in stack.workers()])
     killed = load.now
     until(
         "a new worker in its place", lambda: [w["state"] for w in stack.workers() if w["pid"] != pid] == ["ready"] * 2

@@ -29,7 +29,9 @@ BODY = json.dumps(
     }
 ).encode()
 ANSWER_SECONDS = 60  # an answer that takes longer counts as none
-MOST_CONNECTIONS = 2000
+# Requests under way at once. One that is due while as many are without an answer waits its turn, and its wait counts
+# from the moment it was due; without this bound a slow minute would turn into ever more load on a slow machine.
+MOST_UNDER_WAY = 100
 
 
 @dataclass
@@ -122,7 +124,7 @@ class Client:
         self.get_path = get_path
         self.outcome = Outcome(prefix=uuid.uuid4().hex[:12])
         self.idle: deque[Connection] = deque()
-        self.open = 0
+        self.places = asyncio.Semaphore(MOST_UNDER_WAY)
         self.start = time.monotonic()
 
     async def send(self, due: float | None = None) -> None:
@@ -136,7 +138,8 @@ class Client:
         if method == "POST":
             head += f"Idempotency-Key: {key}\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n"
         try:
-            status = await self._ask(head.encode() + b"\r\n" + (BODY if method == "POST" else b""))
+            async with self.places:
+                status = await self._ask(head.encode() + b"\r\n" + (BODY if method == "POST" else b""))
             why = "" if status in (200, 201) else f"status {status}"
         except (OSError, TimeoutError) as error:
             why = f"{type(error).__name__}: {error}"
@@ -152,14 +155,8 @@ class Client:
             if not connection.closed:
                 break
         else:
-            if self.open >= MOST_CONNECTIONS:
-                raise ConnectionError(f"{MOST_CONNECTIONS} requests are without an answer already")
             _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self.port)
-        self.open += 1
-        try:
-            status = await connection.ask(request)
-        finally:
-            self.open -= 1
+        status = await connection.ask(request)
         if connection.closed:
             assert connection.transport is not None
             connection.transport.close()

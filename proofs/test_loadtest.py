@@ -13,7 +13,7 @@ import pytest
 from proofs.stack import ROOT, Stack
 
 REPORTS = ROOT / "reports"
-SMALL = {"LOADTEST_SECONDS": "5", "LOADTEST_WARMUP_SECONDS": "1", "LOADTEST_USERS": "10", "LOADTEST_RATE": "20"}
+SMALL = {"LOADTEST_SECONDS": "6", "LOADTEST_WARMUP_SECONDS": "1", "LOADTEST_USERS": "10", "LOADTEST_RATE": "20"}
 EASY = {"SLO_P50_MS": "60000", "SLO_P95_MS": "60000", "SLO_P99_MS": "60000", "SLO_MIN_RPS": "1"}
 
 
@@ -27,13 +27,17 @@ def report() -> Iterator[dict[str, Path]]:
 
 
 @pytest.mark.parametrize("shape", ["closed", "rate"])
-def test_a_load_test_that_meets_its_objectives_exits_0_and_leaves_a_report(
+def test_a_load_test_exits_0_exactly_when_its_objectives_are_met_and_leaves_a_report(
     stack: Stack, shape: str, report: dict[str, Path]
 ) -> None:
     done = stack.make("loadtest", LOADTEST_SHAPE=shape, **SMALL, **EASY)
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = report["folder"] = REPORTS / done.stdout.rpartition("report: ")[2].strip().rpartition("/")[2]
+    folder = report["folder"] = REPORTS / done.stdout.rpartition("report: ")[2].split()[0].rpartition("/")[2]
     summary = json.loads((folder / "summary.json").read_text())
+    met = {row["objective"]: row["met"] for row in summary["objectives"]}
+    # On a slow machine the arrivals may be held back; everything else is met with such easy objectives.
+    held_back = not met.pop("achieved / intended rate", True)
+    assert all(met.values()), done.stdout
+    assert (done.returncode == 0) == (not held_back), done.stdout + done.stderr
     assert summary["measured"]["requests"] > 0
     assert summary["measured"]["failures"] == 0
     for name in ("report.html", "requests.csv", "history.csv", "history.svg"):
@@ -43,6 +47,6 @@ def test_a_load_test_that_meets_its_objectives_exits_0_and_leaves_a_report(
 
 def test_a_load_test_that_misses_an_objective_does_not_exit_0(stack: Stack, report: dict[str, Path]) -> None:
     done = stack.make("loadtest", **SMALL, **EASY | {"SLO_MIN_RPS": "1000000"})
-    report["folder"] = REPORTS / done.stdout.rpartition("report: ")[2].strip().rpartition("/")[2]
+    report["folder"] = REPORTS / done.stdout.rpartition("report: ")[2].split()[0].rpartition("/")[2]
     assert done.returncode in (1, 2), done.stdout + done.stderr  # 2: the generator itself was short of CPU
     assert "FAIL" in done.stdout
