@@ -220,8 +220,12 @@ def test_a_second_deploy_at_the_same_time_is_refused(two: Stack) -> None:
 
 def test_a_deploy_of_a_stack_that_is_down_says_so() -> None:
     require_engine()
-    done = Stack("compose", "down").make("deploy")
-    assert (done.returncode, "make up" in done.stderr) == (1, True), done.stderr
+    stack = Stack("compose", "down")
+    try:
+        done = stack.make("deploy")
+        assert (done.returncode, "make up" in done.stderr) == (1, True), done.stderr
+    finally:
+        stack.down()
 
 
 def test_workers_leave_when_their_master_is_gone() -> None:
