@@ -27,8 +27,7 @@ except SettingsError as error:
 
 # One listening socket for each worker: on a shared one, keep-alive connections stay with whoever took them, and a
 # fast request waits behind a slow one while another worker has nothing to do. nginx lists the same ports.
-listeners = settings.workers if settings.worker_listeners == "per-worker" else 1
-bind = [f"{settings.app_host}:{settings.app_port + i}" for i in range(listeners)]
+bind = [f"{settings.app_host}:{settings.app_port + i}" for i in range(settings.listeners)]
 workers = settings.workers
 worker_class = "app.server.worker.Worker"
 wsgi_app = "app.server.asgi:application"

@@ -59,9 +59,9 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _replicas() -> list[str]:
-    """The ids of the running app containers."""
-    asked = subprocess.run([*compose.COMPOSE, "ps", "--quiet", "app"], capture_output=True, text=True)
+def _replicas(*options: str) -> list[str]:
+    """The ids of the app containers: of the running ones, or with "--all" of every one."""
+    asked = subprocess.run([*compose.COMPOSE, "ps", "--quiet", *options, "app"], capture_output=True, text=True)
     return asked.stdout.split()
 
 
@@ -69,8 +69,7 @@ def _start_one_more(count: int) -> str:
     """Start a replica of the new image beside `count` others; its id."""
     before = set(_replicas())
     compose.run("up", "--detach", "--no-deps", "--no-recreate", "--no-build", "--scale", f"app={count + 1}", "app")
-    asked = subprocess.run([*compose.COMPOSE, "ps", "--all", "--quiet", "app"], capture_output=True, text=True)
-    (new,) = set(asked.stdout.split()) - before
+    (new,) = set(_replicas("--all")) - before
     return new
 
 

@@ -103,10 +103,9 @@ def running() -> bool:
 
 
 def _check_ports(settings: StackSettings) -> None:
-    listeners = settings.workers if settings.worker_listeners == "per-worker" else 1
     wanted = [("HTTP_PORT", settings.http_port), ("LOCUST_UI_PORT", settings.locust_ui_port)]
     wanted += [("LOCUST_MASTER_PORT", settings.locust_master_port)]
-    wanted += [("APP_PORT", settings.app_port + i) for i in range(listeners)]
+    wanted += [("APP_PORT", settings.app_port + i) for i in range(settings.listeners)]
     taken: dict[int, str] = {}
     for name, port in wanted:
         advice = f"stop what listens there, or: make up {name}=…"

@@ -53,6 +53,11 @@ class Settings(BaseModel):
     worker_timeout_seconds: Seconds
     longest_block_seconds: Seconds
 
+    @property
+    def listeners(self) -> int:
+        """How many ports the app listens on, from app_port on: one for each worker, or one for all."""
+        return self.workers if self.worker_listeners == "per-worker" else 1
+
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
