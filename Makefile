@@ -6,7 +6,7 @@ STACK := $(PYTHON) -m stack
 # uv from the system, or one of the virtual environment's own.
 UV := $(shell command -v uv || echo .uv/bin/uv)
 
-.PHONY: help up down logs ps check test loadtest reload deploy bench soak zero-loss clean
+.PHONY: help up down logs ps check test loadtest reload deploy bench soak zero-loss mutate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ zero-loss: .venv ## each event with and without the setting that makes it harmle
 
 soak: .venv ## a million requests while workers, replicas and nginx are replaced over and over
 	@$(PYTHON) -m proofs.soak
+
+mutate: .venv ## revert one setting at a time and see a proof fail (ONLY=part-of-a-name for some); writes docs/settings.md
+	@$(PYTHON) -m proofs.mutate $(ONLY)
 
 clean: down ## stop it, and remove what it and the tests left: volumes, images, reports, caches
 	@if docker version >/dev/null 2>&1; then docker compose down --volumes --rmi local --remove-orphans; fi

@@ -91,14 +91,19 @@ def until(what: str, happened: Callable[[], Any], seconds: float = DEADLINE) -> 
 Patch = tuple[str, str, str]  # a file of the tree, what stands in it, what stands there instead
 
 
+def tree_files() -> list[str]:
+    """The paths of the tree's files, without what git ignores."""
+    listed = subprocess.check_output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT)
+    return [name for name in listed.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
 def patched_copy(patches: Sequence[Patch]) -> Path:
     """A copy of the tree in a temporary folder, with a setting or more changed. Whoever asks removes it."""
     root = Path(tempfile.mkdtemp(prefix="proof-tree-"))
-    files = subprocess.check_output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT)
-    for name in files.decode().split("\0"):
-        if name and (ROOT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, root / name)
+    for name in tree_files():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, root / name)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)  # for a copy of the copy
     for name, before, after in patches:
         text = (root / name).read_text()
         assert before in text, f"{name} has no {before!r} that could be changed"

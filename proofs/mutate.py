@@ -1,0 +1,205 @@
+"""`make mutate`: change one setting at a time in a copy of the tree, and see a proof fail.
+
+ONLY=name runs those settings whose name holds it. What was found is kept in reports/mutate/, so that a run that was
+interrupted goes on where it stopped; it starts over when a file of the tree has changed. A complete run writes
+docs/settings.md and docs/symptoms.md. Exit status 1 when a change went unnoticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from proofs.settings import Setting
+from proofs.settings.table import TABLE, faults
+from proofs.stack import ROOT, patched_copy, tree_files
+from stack.inventory import inventory
+
+REPORTS = ROOT / "reports/mutate"
+RESULTS = REPORTS / "results.json"
+# A proof that hangs has noticed nothing.
+SECONDS = 300
+Found = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make mutate", description=__doc__)
+    parser.add_argument("only", nargs="?", default="", help="part of a setting's name")
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    if (wrong := faults(inventory())) and not os.environ.get("INCOMPLETE"):
+        print("\n".join(wrong), file=sys.stderr)
+        return 2
+    chosen = [s for s in TABLE if isinstance(s, Setting) and any(arguments.only in name for name in s.names)]
+    if not chosen:
+        print(f"ONLY={arguments.only}: no setting's name holds that; make mutate lists them all", file=sys.stderr)
+        return 2
+    tree = digest()
+    results = {} if arguments.only else load(tree)
+    missing = [setting for setting in chosen if setting.names[0] not in results.get("settings", {})]
+    if not arguments.only and len(missing) < len(chosen):
+        print(f"{len(chosen) - len(missing)} of {len(chosen)} are known from a run before", flush=True)
+    results = {"tree": tree, "with": results.get("with", {}), "settings": results.get("settings", {})}
+    baseline(sorted({proof for s in chosen for proof in s.proofs} - results["with"].keys()), results)
+    if not arguments.only:
+        save(results)
+    lock, begun = threading.Lock(), time.monotonic()
+    with ThreadPoolExecutor(arguments.jobs) as threads:
+        futures = {threads.submit(mutate, setting): setting for setting in in_turn(missing)}
+        try:
+            for number, future in enumerate(as_completed(futures), start=1):
+                setting, found = futures[future], future.result()
+                left = (time.monotonic() - begun) / number * (len(futures) - number)
+                print(f"{number} of {len(futures)}, {left / 60:.0f} min left: {found['verdict']:8} {setting.names[0]} "
+                      f"-> {setting.change}: {found['without']}", flush=True)  # fmt: skip
+                with lock:
+                    results["settings"][setting.names[0]] = found
+                    if not arguments.only:
+                        save(results)
+        except KeyboardInterrupt:
+            threads.shutdown(cancel_futures=True)
+            print("interrupted; make mutate goes on from here", file=sys.stderr)
+            return 130
+    return report(chosen, results, complete=not arguments.only)
+
+
+def in_turn(settings: list[Setting]) -> list[Setting]:
+    """Those whose proofs need containers and those that need none by turns: side by side they wait for other things."""
+    compose = [s for s in settings if needs_engine(s)]
+    native = [s for s in settings if not needs_engine(s)]
+    mixed = []
+    while compose or native:
+        for part in (compose, native):
+            if part:
+                mixed.append(part.pop(0))
+    return mixed
+
+
+def needs_engine(setting: Setting) -> bool:
+    return any("compose" in proof or "containers" in proof for proof in setting.proofs)
+
+
+def digest() -> str:
+    """Of all files of the tree but the documentation."""
+    whole = hashlib.sha256()
+    for name in sorted(tree_files()):
+        if not name.startswith("docs/") and not name.endswith(".md"):
+            whole.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def load(tree: str) -> Found:
+    try:
+        found: Found = json.loads(RESULTS.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if found.get("tree") == tree else {}
+
+
+def save(results: Found) -> None:
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    part = RESULTS.with_suffix(".part")
+    part.write_text(json.dumps(results, indent=1))
+    part.replace(RESULTS)
+
+
+def baseline(proofs: list[str], results: Found) -> None:
+    """Run the proofs on the tree as it is. Exits when one fails: a proof that always fails notices nothing."""
+    if not proofs:
+        return
+    print(f"{len(proofs)} proofs, on the tree as it is", flush=True)
+    cases, output = pytest(ROOT, proofs, "--numprocesses", "2", "--dist", "loadgroup", seconds=3600)
+    bad = [f"{case['id']}: {case['verdict']}: {case['message']}" for case in cases if case["verdict"] != "passed"]
+    if bad or not cases:
+        sys.exit("\n".join(bad) or output)
+    for proof in proofs:
+        results["with"][proof] = "passes"
+
+
+def mutate(setting: Setting) -> Found:
+    """Make the change in a copy, run the proofs there, say what was seen."""
+    begun = time.monotonic()
+    copy = patched_copy(setting.patches)
+    try:
+        cases, output = pytest(copy, setting.proofs, "--exitfirst", seconds=SECONDS)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+    seconds = round(time.monotonic() - begun, 1)
+    noticed = [case for case in cases if case["verdict"] == "failed"]
+    not_started = [case for case in cases if case["verdict"] == "error"]
+    if setting.breaks_start and not_started:
+        noticed = noticed or not_started
+    elif not_started and not noticed:
+        return {"verdict": "broken", "proof": not_started[0]["id"], "without": not_started[0]["message"], "seconds": seconds}
+    if noticed:
+        return {"verdict": "killed", "proof": noticed[0]["id"], "without": noticed[0]["message"], "seconds": seconds}
+    if not cases or any(case["verdict"] == "skipped" for case in cases):
+        last = output.strip().splitlines()[-1:] or ["pytest said nothing"]
+        return {"verdict": "broken", "proof": "", "without": last[0], "seconds": seconds}
+    return {"verdict": "survived", "proof": "", "without": "all its proofs pass", "seconds": seconds}
+
+
+def pytest(root: Path, proofs: Sequence[str], *options: str, seconds: float) -> tuple[list[Found], str]:
+    """What became of each test, and the whole output."""
+    report = root / f".mutate-{threading.get_ident()}.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *options, *proofs]
+    environ = os.environ | {"REQUIRE_DOCKER": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.Popen(command, cwd=root, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               start_new_session=True)  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # pytest's fixtures stop what they started
+        output, _ = process.communicate(timeout=120)
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+        raise
+    cases = []
+    if report.exists():
+        for case in ElementTree.parse(report).iter("testcase"):
+            kinds = {child.tag: child for child in case if child.tag in ("failure", "error", "skipped")}
+            kind = next(iter(kinds), "")
+            verdict = {"failure": "failed", "error": "error", "skipped": "skipped", "": "passed"}[kind]
+            message = in_short(kinds[kind].get("message") or kinds[kind].text or "") if kind else ""
+            path = (case.get("classname") or "").replace(".", "/") + ".py"
+            cases.append({"id": f"{path}::{case.get('name')}", "verdict": verdict, "message": message})
+        report.unlink()
+    return cases, output
+
+
+def in_short(message: str) -> str:
+    """What a failed assertion says, in one line."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    text = re.sub(r"^(AssertionError: |assert )+", "", lines[0] if lines else "")
+    text = re.sub(r"127\.0\.0\.1:\d{5}", "127.0.0.1:PORT", text)
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def report(chosen: list[Setting], results: Found, complete: bool) -> int:
+    found = [results["settings"][setting.names[0]] for setting in chosen]
+    counts = {verdict: sum(each["verdict"] == verdict for each in found) for verdict in ("killed", "survived", "broken")}
+    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    if complete:
+        from proofs.settings import pages
+
+        pages.write(results)
+    return 0 if counts["killed"] == len(found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
