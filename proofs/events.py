@@ -62,7 +62,7 @@ def recycle(stack: Stack, load: OpenLoop, seconds: float = 15) -> None:
 
 
 def replace_a_replica(stack: Stack, load: OpenLoop, times: int = 3) -> None:
-    """One of two is stopped and removed, and another started; three times."""
+    """One of two is stopped and removed, and another started, so many times."""
     for _ in range(times):
         victim = stack.containers("app")[0]
         docker("stop", victim)
@@ -129,14 +129,14 @@ def pause_a_replica(stack: Stack, load: OpenLoop) -> tuple[float, float]:
     return begun, load.now
 
 
-def slow_requests(stack: Stack, load: OpenLoop, count: int = 1) -> list[str]:
-    """GETs that no worker answers in time, at once: each blocks the one that takes it. Their request ids."""
+def slow_requests(stack: Stack, load: OpenLoop, count: int = 1, kind: str = "block") -> list[str]:
+    """GETs that no worker answers in time, at once: each blocks the one that takes it (or not: "io"). Their ids."""
     milliseconds = 1000 * int(stack.rows["PROXY_READ_TIMEOUT_SECONDS"]) + 1000
     ids: list[str] = []
 
     def ask() -> None:
         with stack.client() as client:
-            ids.append(client.get(f"/work/block?ms={milliseconds}").headers["x-request-id"])
+            ids.append(client.get(f"/work/{kind}?ms={milliseconds}").headers["x-request-id"])
 
     threads = [threading.Thread(target=ask) for _ in range(count)]
     for thread in threads:

@@ -18,13 +18,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from proofs.settings import Setting
+from proofs.settings import Setting, pages
 from proofs.settings.table import TABLE, faults
 from proofs.stack import ROOT, patched_copy, tree_files
 from stack.inventory import inventory
@@ -144,22 +145,24 @@ def mutate(setting: Setting) -> Found:
     if setting.breaks_start and not_started:
         noticed = noticed or not_started
     elif not_started and not noticed:
-        return {"verdict": "broken", "proof": not_started[0]["id"], "without": not_started[0]["message"], "seconds": seconds}
+        verdict, proof, without = "broken", not_started[0]["id"], not_started[0]["message"]
+    elif not cases or any(case["verdict"] == "skipped" for case in cases):
+        verdict, proof, without = "broken", "", (output.strip().splitlines() or ["pytest said nothing"])[-1]
+    else:
+        verdict, proof, without = "survived", "", "all its proofs pass"
     if noticed:
-        return {"verdict": "killed", "proof": noticed[0]["id"], "without": noticed[0]["message"], "seconds": seconds}
-    if not cases or any(case["verdict"] == "skipped" for case in cases):
-        last = output.strip().splitlines()[-1:] or ["pytest said nothing"]
-        return {"verdict": "broken", "proof": "", "without": last[0], "seconds": seconds}
-    return {"verdict": "survived", "proof": "", "without": "all its proofs pass", "seconds": seconds}
+        verdict, proof, without = "killed", noticed[0]["id"], noticed[0]["message"]
+    return {"verdict": verdict, "proof": proof, "without": without, "seconds": seconds}
 
 
 def pytest(root: Path, proofs: Sequence[str], *options: str, seconds: float) -> tuple[list[Found], str]:
     """What became of each test, and the whole output."""
     report = root / f".mutate-{threading.get_ident()}.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *options, *proofs]
-    environ = os.environ | {"REQUIRE_DOCKER": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    process = subprocess.Popen(command, cwd=root, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *options, *proofs],
+        env=os.environ | {"REQUIRE_DOCKER": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
     try:
         output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -192,11 +195,9 @@ def in_short(message: str) -> str:
 
 def report(chosen: list[Setting], results: Found, complete: bool) -> int:
     found = [results["settings"][setting.names[0]] for setting in chosen]
-    counts = {verdict: sum(each["verdict"] == verdict for each in found) for verdict in ("killed", "survived", "broken")}
-    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    counts = Counter(each["verdict"] for each in found)
+    print(", ".join(f"{counts[verdict]} {verdict}" for verdict in ("killed", "survived", "broken")))
     if complete:
-        from proofs.settings import pages
-
         pages.write(results)
     return 0 if counts["killed"] == len(found) else 1
 

@@ -106,6 +106,16 @@ def test_nothing_is_lost_in_three_deploys_of_two_replicas(two: Stack) -> None:
     load.outcome.assert_nothing_lost_or_doubled()
 
 
+def test_a_replica_that_was_stopped_before_a_deploy_does_not_come_back(two: Stack) -> None:
+    stopped = two.containers("app")[-1]
+    events.docker("stop", stopped)
+    with OpenLoop(two, RATE) as load:
+        events.deploy(two, load, 1)
+    assert stopped not in two.compose("ps", "--all", "--quiet", "app").split()
+    assert len(two.containers("app")) == 1
+    load.outcome.assert_nothing_lost_or_doubled()
+
+
 def test_nothing_is_lost_when_replicas_come_and_go(compose_events: Stack) -> None:
     with OpenLoop(compose_events, RATE) as load:
         events.scale(compose_events, load)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from app.server import budget, cpus
 from app.server.settings import SettingsError, read
+from proofs.settings import Unproven, table
 from stack import compose, native
 from stack.console import Failure, say
+from stack.inventory import inventory
 from stack.render import render
 from stack.settings import GIVEN, ROOT, StackSettings, rows
 
@@ -32,6 +34,7 @@ def check() -> int:
         ("timeout budget", lambda: _budget(settings)),
         ("workers fit the CPUs", lambda: _workers(settings, in_compose=engine is not None)),
         ("nginx -t and gixy", lambda: _nginx(settings, table)),
+        ("every setting has a proof", _settings),
         ("ruff check", lambda: _tool("ruff", "check", ".")),
         ("ruff format", lambda: _tool("ruff", "format", "--check", ".")),
         ("mypy", lambda: _tool("mypy")),
@@ -82,6 +85,14 @@ def _nginx(settings: StackSettings, table: dict[str, str]) -> str:
         render(values, run, (1, 30))
         _run([str(BIN / "gixy"), f"{folder}/nginx.conf"])
     return f"nginx {'.'.join(map(str, version))} lacks {', '.join(left_out)}" if left_out else ""
+
+
+def _settings() -> str:
+    found = inventory()
+    if faults := table.faults(found):
+        raise Failure("\n".join(faults))
+    unproven = sum(len(entry.names) for entry in table.TABLE if isinstance(entry, Unproven))
+    return f"{len(found)} settings, {unproven} of them listed with the reason why not"
 
 
 def _nginx_in_the_image() -> str:

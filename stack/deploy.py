@@ -33,6 +33,8 @@ def deploy(settings: StackSettings) -> None:
             raise Failure("no stack is running, so there is nothing to replace; make up starts one")
         before = _inspect(old[0])
         compose.run("build", "--quiet", "app")
+        if stopped := set(_replicas("--all")) - set(old):
+            _docker("rm", *stopped)  # Compose would start these again, with the old image, in place of new ones
         for number, replica in enumerate(old, start=1):
             new = _start_one_more(len(old))
             try:

@@ -138,17 +138,17 @@ def _keys(node: yaml.MappingNode, path: str, seen: set[int]) -> Iterator[str]:
         if key.value in LEFT_OUT_OF_COMPOSE or name in LEFT_OUT_OF_COMPOSE:
             if key.value == "environment" and isinstance(value, yaml.MappingNode):
                 yield from (f"docker-compose.yml: {name}.{k.value}" for k, _ in value.value if k.value in ENVIRONMENT)
-        elif isinstance(value, yaml.MappingNode) and value.value and id(value) not in seen:
-            # `{ condition: … }` and the like are the value of what they are written for
-            flat = value.flow_style and all(isinstance(v, yaml.ScalarNode) for _, v in value.value) and len(value.value) == 1
-            if flat:
-                yield f"docker-compose.yml: {name}"
-            else:
-                yield from _keys(value, f"{name}.", seen)
+        elif isinstance(value, yaml.MappingNode) and value.value and id(value) not in seen and not _is_one(value):
+            yield from _keys(value, f"{name}.", seen)
         elif key.value == "networks" and isinstance(value, yaml.SequenceNode):
             yield from (f"docker-compose.yml: {name}.{item.value}" for item in value.value)
         else:
             yield f"docker-compose.yml: {name}"
+
+
+def _is_one(node: yaml.MappingNode) -> bool:
+    """`{ condition: … }` and the like: the value of that for which it is written."""
+    return bool(node.flow_style) and len(node.value) == 1 and isinstance(node.value[0][1], yaml.ScalarNode)
 
 
 def _rows() -> Iterator[str]:
