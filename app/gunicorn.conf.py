@@ -32,8 +32,6 @@ workers = settings.workers
 worker_class = "app.server.worker.Worker"
 wsgi_app = "app.server.asgi:application"
 
-# Connections wait here while all workers are busy; a full queue is a connection refused, a 502.
-backlog = settings.listen_backlog
 # Uvicorn must not close an idle connection before nginx does: the default of 2 s loses POSTs.
 keepalive = settings.app_keepalive_seconds
 # A worker whose event loop has not moved for so long is killed.
@@ -49,7 +47,6 @@ worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 # Gunicorn 25.1 and newer opens a control socket; nothing here uses it, and a read-only root has no place for it.
 control_socket_disable = True
 logconfig_dict = logs.config(settings.log_level)
-accesslog = None
 
 if "METRICS_DIR" not in os.environ:  # a reload finds it set
     os.environ["METRICS_DIR"] = metrics_folder(worker_tmp_dir or tempfile.gettempdir())

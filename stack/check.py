@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from app.server import budget, cpus
+from app.server import budget, cpus, memory
 from app.server.settings import SettingsError, read
 from proofs.settings import Unproven, table
 from stack import compose, native
@@ -32,7 +32,7 @@ def check() -> int:
     engine = compose.engine()
     checks: list[tuple[str, Callable[[], str]]] = [
         ("timeout budget", lambda: _budget(settings)),
-        ("workers fit the CPUs", lambda: _workers(settings, in_compose=engine is not None)),
+        ("workers fit the CPUs and the memory", lambda: _workers(settings, in_compose=engine is not None)),
         ("nginx -t and gixy", lambda: _nginx(settings, table)),
         ("every setting has a proof", _settings),
         ("ruff check", lambda: _tool("ruff", "check", ".")),
@@ -64,6 +64,8 @@ def _budget(settings: StackSettings) -> str:
 def _workers(settings: StackSettings, in_compose: bool) -> str:
     usable = min(cpus.usable(), settings.app_cpus) if in_compose else cpus.usable()
     if advice := cpus.advice(settings.workers, usable):
+        raise Failure(advice)
+    if in_compose and (advice := memory.advice(settings.workers, settings.worker_memory_mb, settings.app_memory)):
         raise Failure(advice)
     return f"WORKERS={settings.workers} on {usable:g} CPUs, one for each"
 

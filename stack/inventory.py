@@ -98,8 +98,8 @@ def _gunicorn() -> Iterator[str]:
 def _dictionary(path: str, name: str) -> ast.Dict:
     """The dictionary that is assigned to `name` (a variable or an attribute) in a file."""
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            for target in node.targets:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if name in (getattr(target, "id", ""), getattr(target, "attr", "")):
                     return node.value
     raise ValueError(f"{path} has no dictionary {name}")

@@ -42,6 +42,7 @@ class StackSettings(Settings):
     client_max_body_bytes: Annotated[int, Field(ge=1)]
     client_max_header_bytes: Annotated[int, Field(ge=1024, le=1 << 20)]
     client_max_requests_in_flight: Count
+    app_max_requests_in_flight: Annotated[int, Field(ge=0, le=1_000_000)]
     nginx_worker_connections: Annotated[int, Field(ge=64, le=1_000_000)]
     gzip_min_bytes: Annotated[int, Field(ge=0)]
 

@@ -140,7 +140,7 @@ RULES = (
         "proxy_next_upstream_tries",
         "more than",
         "workers",
-        "a request can meet only the sockets of one dead replica, and the client gets 502",
+        "a request can meet only the sockets of one dead replica, and the client gets 503",
     ),
     Rule(
         "proxy-stop-outlasts-answers",

@@ -41,9 +41,8 @@ def config(level: str) -> dict[str, Any]:
         "formatters": {"json": {"()": "app.server.logs.JsonFormatter"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
         "root": {"level": level.upper(), "handlers": ["stderr"]},
-        # Gunicorn and uvicorn-worker look these up and use their handlers; `propagate` would print each line twice.
+        # Gunicorn and uvicorn-worker look it up and use its handlers; `propagate` would print each line twice.
         "loggers": {
             "gunicorn.error": {"level": level.upper(), "handlers": ["stderr"], "propagate": False},
-            "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
         },
     }

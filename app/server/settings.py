@@ -29,6 +29,7 @@ class Settings(BaseModel):
     worker_listeners: Literal["per-worker", "shared"]
     max_requests: Annotated[int, Field(ge=0)]
     max_requests_jitter: Annotated[int, Field(ge=0)]
+    worker_memory_mb: Annotated[int, Field(ge=0, le=1_000_000)]
     log_level: Literal["debug", "info", "warning", "error"]
     slow_request_ms: Milliseconds
 

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter
+from types import CoroutineType
 from typing import Any
 
 from app.server import lifecycle, logs
@@ -23,6 +24,7 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger("app.requests")
+THREAD_POLL_SECONDS = 0.1
 
 
 class Shell:
@@ -122,8 +124,6 @@ class Exchange:
                     if value.startswith(b"text/event-stream"):
                         self._timer.cancel()
                         lifecycle.mark_stream(self._scope)
-                        # nginx would collect the events and hand them on by the buffer
-                        message["headers"] = [*message["headers"], (b"x-accel-buffering", b"no")]
                     break
         return self._send(message)
 
@@ -134,8 +134,16 @@ class Exchange:
             # cancelled, and its client must not wait for it.
             self._status = 504
             self._answer_504 = asyncio.ensure_future(self._refuse(504, "Gateway Timeout"))
+        self._cancel()
+
+    def _cancel(self) -> None:
         assert self._task is not None
-        self._task.cancel()
+        if _waits_for_thread(self._task):
+            # Cancelled, it would give back its place in the thread pool while the thread works on: threads without
+            # number, up to the container's limit, where no worker can be started any more.
+            self._timer = asyncio.get_running_loop().call_later(THREAD_POLL_SECONDS, self._cancel)
+        else:
+            self._task.cancel()
 
     async def _refuse(self, status: int, error: str) -> None:
         body = {"status": status, "error": error, "request_id": logs.request_id.get()}
@@ -155,6 +163,14 @@ class Exchange:
             "%s %s", scope["method"], scope["path"], exc_info=failure,
             extra={"reason": reason, "status": status, "duration_ms": round(seconds * 1000, 1)},
         )  # fmt: skip
+
+
+def _waits_for_thread(task: asyncio.Task[None]) -> bool:
+    """Whether a thread of the pool works for this task: anyio's function then awaits a future, not yet a place."""
+    waiting: Any = task.get_coro()
+    while isinstance(inner := getattr(waiting, "cr_await", None), CoroutineType):
+        waiting = inner
+    return getattr(waiting, "__name__", "") == "run_sync_in_worker_thread"
 
 
 async def _respond(send: Send, status: int, content_type: bytes, body: bytes) -> None:

@@ -15,7 +15,8 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+import types
+from collections.abc import Awaitable, Callable, Generator, MutableMapping, Sequence
 from contextlib import suppress
 from ctypes import addressof, create_string_buffer
 from types import FrameType
@@ -25,7 +26,7 @@ from uvicorn import Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
-from app.server import lifecycle
+from app.server import lifecycle, memory
 from app.server.settings import Settings, read
 
 settings = read(Settings, os.environ)
@@ -38,6 +39,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 CANCEL_GRACE_SECONDS = 1.0
 # For the handshakes that had begun when the socket filter came: they end in the queue, and are taken.
 HANDSHAKE_SECONDS = 0.005
+TICKS_IN_A_SECOND = 10  # Uvicorn calls on_tick() so often
 SO_ATTACH_FILTER = 26  # Linux; the socket module has no name for it
 
 
@@ -68,6 +70,7 @@ class DrainServer(Server):
         self.loop: asyncio.AbstractEventLoop
         self.accepting: set[asyncio.Task[Any]] = set()  # a task that nobody holds may be collected
         self.asked = False
+        self.memory_limit = settings.worker_memory_mb  # MiB; 0: none
         self.signalled = False
         self.master_gone = False
 
@@ -78,6 +81,12 @@ class DrainServer(Server):
             listener.listen(settings.listen_backlog)  # until now the port refused: nginx took another server
             self.loop.add_reader(listener.fileno(), self._accept, listener)
         self.loop.add_reader(self.worker.channel.fileno(), self._hear)
+        if self.memory_limit and (held := memory.resident_mb()) >= self.memory_limit:
+            # Its replacements would need as much, and be replaced in turn, for ever.
+            logger.error(
+                "WORKER_MEMORY_MB=%d is less than a new worker holds, %d MiB: no limit", self.memory_limit, held
+            )
+            self.memory_limit = 0
         lifecycle.state = "ready"
         self.worker.tell("ready")
 
@@ -107,12 +116,22 @@ class DrainServer(Server):
 
     async def on_tick(self, counter: int) -> bool:
         leave = await super().on_tick(counter)
-        finished = self.server_state.total_requests >= self.worker.max_requests
-        if (finished or self.signalled) and not (self.asked or leave):
+        if not (self.asked or leave) and (reason := self._reason_to_go(counter)):
             self.asked = True
-            logger.info("%s: asking for a replacement", "max_requests reached" if finished else "signal")
+            logger.info("%s: asking for a replacement", reason)
             self.worker.tell("replace")
         return leave
+
+    def _reason_to_go(self, counter: int) -> str:
+        if self.signalled:
+            return "signal"
+        if self.server_state.total_requests >= self.worker.max_requests:
+            return "max_requests reached"
+        if self.memory_limit and counter % TICKS_IN_A_SECOND == 0:
+            held = memory.resident_mb()
+            if held >= self.memory_limit:
+                return f"memory is {held} MiB, WORKER_MEMORY_MB={self.memory_limit}"
+        return ""
 
     # --- accepting ------------------------------------------------------------------------------------------
 
@@ -134,13 +153,16 @@ class DrainServer(Server):
                 self.loop.call_later(1, self._accept_again, listener)
                 return
             connection.setblocking(False)
-            task = self.loop.create_task(self._connect(connection))
+            connecting: Any = self.loop.connect_accepted_socket(self._protocol, connection)
+            try:
+                # Now, and not in the task: that begins in the next turn of the loop, in which many requests on older
+                # connections are served first.
+                waiter = connecting.send(None)
+            except (OSError, StopIteration):
+                continue
+            task = self.loop.create_task(_finish(connecting, waiter))
             self.accepting.add(task)
             task.add_done_callback(self.accepting.discard)
-
-    async def _connect(self, connection: socket.socket) -> None:
-        with suppress(OSError):  # the client has left meanwhile
-            await self.loop.connect_accepted_socket(self._protocol, connection)
 
     def _protocol(self) -> asyncio.Protocol:
         state, app_state = self.server_state, self.lifespan.state
@@ -215,13 +237,9 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     sockets: list[Any]
     wsgi: ASGIApp
-    CONFIG_KWARGS = {  # noqa: RUF012 (the parent class names it so)
-        "loop": "uvloop",
-        "http": DrainProtocol,
-        "ws": "websockets-sansio",
+    CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 (the parent class names it so)
         "ws_ping_interval": settings.websocket_ping_seconds,
         "limit_max_requests": None,  # Uvicorn would leave at once; on_tick asks for a replacement first
-        "access_log": False,
         "server_header": False,
         "date_header": False,
     }
@@ -319,6 +337,19 @@ async def _end_answer(scope: Scope, send: Send) -> None:
     elif lifecycle.is_stream(scope):
         await send({"type": "http.response.body"})
     # Any other answer stays unfinished, and Uvicorn closes its connection: its client must see that it is cut.
+
+
+async def _finish(begun: Any, waiter: Any) -> None:
+    """The rest of a coroutine that has been begun by hand, and has come to wait for `waiter`."""
+    with suppress(OSError):  # the client has left meanwhile
+        await _rest(begun, waiter)
+
+
+@types.coroutine
+def _rest(begun: Any, waiter: Any) -> Generator[Any, None, None]:
+    # Not a task itself: since Python 3.12 a task takes no generator.
+    yield waiter
+    yield from begun
 
 
 def _streams(task: asyncio.Task[None]) -> bool:
