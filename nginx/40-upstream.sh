@@ -12,14 +12,18 @@ if [ -n "${UPSTREAM_RESOLVER:-}" ]; then
     suffix=" resolve"
 fi
 
-# One socket for each worker, or one for all.
+# One socket for each worker, or one for all with the places of all.
 listeners=1
-[ "${WORKER_LISTENERS}" = shared ] || listeners=${WORKERS}
+places=$((APP_MAX_REQUESTS_IN_FLIGHT * WORKERS))
+if [ "${WORKER_LISTENERS}" != shared ]; then
+    listeners=${WORKERS}
+    places=${APP_MAX_REQUESTS_IN_FLIGHT}
+fi
 servers=
 port=${APP_PORT}
 while [ "$port" -lt $((APP_PORT + listeners)) ]; do
     servers="${servers}
-    server ${UPSTREAM_HOST}:${port}${suffix:-} max_fails=0;"
+    server ${UPSTREAM_HOST}:${port}${suffix:-} max_conns=${places} max_fails=0;"
     port=$((port + 1))
 done
 
@@ -30,6 +34,8 @@ upstream app {
     # To the worker with the fewest requests under way. By default they take turns, and a fast request waits behind
     # a slow one while another worker has nothing to do.
     least_conn;
+    # max_conns: so many requests at a time, and no place left is 503. By default all are let in, and past capacity each
+    # waits until its client has given up (docs/overload.md). Idle connections and unfinished bodies take no place.
     # max_fails=0: the default, 1, takes a worker out for ten seconds after one slow answer, and one slow GET that
     # is tried on each is enough to take out all: 502 for everyone.${servers}
     # Idle connections to the app, kept open: without them each request opens one, at 1.6 times the app's CPU.
