@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 
@@ -23,6 +24,18 @@ def require_engine() -> None:
     if not engine_answers():
         reason = "no Docker engine answers (docker version)"
         pytest.fail(reason) if os.environ.get("REQUIRE_DOCKER") == "1" else pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of the system's Chromium. Skips where there is none; fails when REQUIRE_BROWSER=1."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    if found := next(filter(None, map(shutil.which, names)), None):
+        return found
+    reason = f"no browser is installed (looked for {', '.join(names)})"
+    if os.environ.get("REQUIRE_BROWSER") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

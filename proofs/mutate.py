@@ -34,6 +34,7 @@ REPORTS = ROOT / "reports/mutate"
 RESULTS = REPORTS / "results.json"
 # A proof that hangs has noticed nothing.
 SECONDS = 300
+NO_MATTER = ("docs/", "bench/", "tests/bench/", "examples/")
 Found = dict[str, Any]
 
 
@@ -95,10 +96,10 @@ def needs_engine(setting: Setting) -> bool:
 
 
 def digest() -> str:
-    """Of all files of the tree but the documentation."""
+    """Of the files of the tree, but for those that no proof depends on."""
     whole = hashlib.sha256()
     for name in sorted(tree_files()):
-        if not name.startswith("docs/") and not name.endswith(".md"):
+        if not name.startswith(NO_MATTER) and not name.endswith(".md"):
             whole.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
     return whole.hexdigest()[:16]
 
@@ -189,6 +190,8 @@ def in_short(message: str) -> str:
     """What a failed assertion says, in one line."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = re.sub(r"^(AssertionError: |assert )+", "", lines[0] if lines else "")
+    if text.endswith(":"):  # of what follows, the end says why
+        text += f" {lines[-1]}"
     text = re.sub(r"127\.0\.0\.1:\d{5}", "127.0.0.1:PORT", text)
     return text if len(text) <= 160 else text[:157] + "..."
 

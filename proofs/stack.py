@@ -48,6 +48,7 @@ SMALL_BUDGET = {
     "LONGEST_BLOCK_SECONDS": "2",
     "CLIENT_MAX_BODY_BYTES": "65536",
     "CLIENT_MAX_REQUESTS_IN_FLIGHT": "5000",
+    "APP_MAX_REQUESTS_IN_FLIGHT": "1000",
 }
 
 # For stacks under load, on a machine that may be slow for a while: what is proved there is loss, not time. The drain

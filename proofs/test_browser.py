@@ -3,56 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
+from proofs.browser import opened
 from proofs.stack import DEADLINE, ROOT, Stack, until
 
-# No graphics card; and none of what a browser asks of its maker's servers by itself.
-FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 USERS = 20
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """The path of the system's Chromium. Skips where there is none; fails when REQUIRE_BROWSER=1."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    if found := next(filter(None, map(shutil.which, names)), None):
-        return found
-    reason = f"no browser is installed (looked for {', '.join(names)})"
-    if os.environ.get("REQUIRE_BROWSER") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-@contextmanager
-def opened(chromium: str, url: str, complaints: list[str]) -> Iterator[Page]:
-    """The page at `url`; the errors that it writes to the console or throws are added to `complaints`."""
-
-    def complain(message: ConsoleMessage) -> None:
-        if message.type == "error" and message.location["url"].startswith(url):
-            complaints.append(f"{message.text} ({message.location['url']})")
-
-    # Chromium's sandbox refuses to run as root.
-    flags = [*FLAGS, "--no-sandbox"] if os.getuid() == 0 else FLAGS
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        try:
-            page = browser.new_page(viewport={"width": 1280, "height": 800})
-            page.set_default_timeout(DEADLINE * 1000)
-            page.on("console", complain)
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.goto(url)
-            yield page
-        finally:
-            browser.close()
 
 
 def aggregated(page: Page) -> tuple[int, int]:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import select
+import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from proofs.conftest import started
 from proofs.stack import Stack
 from proofs.test_proxy import assert_json_error, raw
+from proofs.test_upstream import nginx_processes, signal_all
+from stack.settings import rows
+
+pytestmark = pytest.mark.xdist_group("native")
 
 
 @pytest.fixture(scope="module")
 def strict() -> Iterator[Stack]:
     """Two requests in flight for each address, and one name."""
-    rows = {"CLIENT_MAX_REQUESTS_IN_FLIGHT": "2", "SERVER_NAMES": "example.com *.example.net"}
-    yield from started(Stack("native", "strict", **rows))
+    strict: dict[str, Any] = {"CLIENT_MAX_REQUESTS_IN_FLIGHT": "2", "SERVER_NAMES": "example.com *.example.net"}
+    yield from started(Stack("native", "strict", **strict))
 
 
 def test_one_address_gets_so_many_requests_in_flight_and_429_for_the_next(strict: Stack) -> None:
@@ -36,14 +44,46 @@ def test_one_address_gets_so_many_requests_in_flight_and_429_for_the_next(strict
 def test_only_the_named_hosts_reach_the_app(strict: Stack, host: str, status: int) -> None:
     with strict.client() as client:
         answer = client.get("/", headers={"Host": host})
-        assert client.get("/nginx-health", headers={"Host": host}).status_code == 200
-    assert answer.status_code == status
+        health = client.get("/nginx-health", headers={"Host": host})
+    assert answer.status_code == status, f"Host: {host} got {answer.status_code}"
+    assert health.status_code == 200, f"/nginx-health on {host}: {health.status_code}"
     if status == 421:
         assert_json_error(answer, 421, "Misdirected Request")
     else:
+        assert answer.text.startswith("{"), f"Host: {host} got {answer.text[:60]!r} and not the app's answer"
         assert answer.json()["host"] == host
 
 
 def test_a_host_header_beside_another_name_in_the_request_line_does_not_reach_the_app(strict: Stack) -> None:
     answer = raw(strict, "GET http://example.com/ HTTP/1.1\r\nHost: evil.test\r\nConnection: close\r\n\r\n")
     assert "evil.test" not in answer
+
+
+def test_a_burst_of_connections_waits_for_a_busy_nginx(strict: Stack) -> None:
+    """nginx is frozen, the kernel holds them ready. Without a place a client's kernel asks again after a second."""
+    wanted = 700
+    assert int(rows()["LISTEN_BACKLOG"]) > wanted
+    nginx = nginx_processes(strict)
+    connections = [socket.socket() for _ in range(wanted)]
+    try:
+        signal_all(nginx, "STOP")
+        for connection in connections:
+            connection.setblocking(False)
+            connection.connect_ex(("127.0.0.1", strict.http_port))
+        end = time.monotonic() + 3
+        while (taken := established(connections)) < wanted and time.monotonic() < end:
+            time.sleep(0.05)
+    finally:
+        signal_all(nginx, "CONT")
+        for connection in connections:
+            connection.close()
+    assert taken == wanted, f"a busy nginx let {taken} of {wanted} connections in"
+    with strict.client() as client:
+        assert client.get("/").status_code == 200
+
+
+def established(connections: list[socket.socket]) -> int:
+    poll = select.poll()
+    for connection in connections:
+        poll.register(connection, select.POLLOUT)
+    return sum(event == select.POLLOUT for _, event in poll.poll(0))

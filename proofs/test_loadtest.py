@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,12 +28,19 @@ def report() -> Iterator[dict[str, Path]]:
         shutil.rmtree(found["folder"])
 
 
+def left_by(done: subprocess.CompletedProcess[str]) -> Path:
+    """The folder of a run's report."""
+    said = (done.stdout + done.stderr).strip()
+    assert "report: " in done.stdout, f"make loadtest left no report: {said.splitlines()[-1]}\n{said}"
+    return REPORTS / done.stdout.rpartition("report: ")[2].split()[0].rpartition("/")[2]
+
+
 @pytest.mark.parametrize("shape", ["closed", "rate"])
 def test_a_load_test_exits_0_exactly_when_its_objectives_are_met_and_leaves_a_report(
     stack: Stack, shape: str, report: dict[str, Path]
 ) -> None:
     done = stack.make("loadtest", LOADTEST_SHAPE=shape, **SMALL, **EASY)
-    folder = report["folder"] = REPORTS / done.stdout.rpartition("report: ")[2].split()[0].rpartition("/")[2]
+    folder = report["folder"] = left_by(done)
     summary = json.loads((folder / "summary.json").read_text())
     met = {row["objective"]: row["met"] for row in summary["objectives"]}
     # On a slow machine the arrivals may be held back; everything else is met with such easy objectives.
@@ -47,6 +56,14 @@ def test_a_load_test_exits_0_exactly_when_its_objectives_are_met_and_leaves_a_re
 
 def test_a_load_test_that_misses_an_objective_does_not_exit_0(stack: Stack, report: dict[str, Path]) -> None:
     done = stack.make("loadtest", **SMALL, **EASY | {"SLO_MIN_RPS": "1000000"})
-    report["folder"] = REPORTS / done.stdout.rpartition("report: ")[2].split()[0].rpartition("/")[2]
+    report["folder"] = left_by(done)
     assert done.returncode in (1, 2), done.stdout + done.stderr  # 2: the generator itself was short of CPU
     assert "FAIL" in done.stdout
+
+
+def test_workers_of_the_native_way_find_their_master_on_its_port(native_stack: Stack) -> None:
+    port = native_stack.rows["LOCUST_MASTER_PORT"]
+    try:
+        socket.create_connection(("127.0.0.1", int(port)), timeout=10).close()
+    except OSError as error:
+        raise AssertionError(f"no Locust master on LOCUST_MASTER_PORT: {error.strerror}") from None

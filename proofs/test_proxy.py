@@ -19,13 +19,27 @@ from proofs.stack import Stack, until
 )
 def test_internal_endpoints_are_not_reachable_from_outside(stack: Stack, path: str) -> None:
     answer = raw(stack, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-    assert answer.startswith("HTTP/1.1 404 "), answer
-    assert "application/json" in answer
+    assert answer.startswith("HTTP/1.1 404 "), f"GET {path} from outside: {answer[:300]}"
+    head, _, body = answer.partition("\r\n\r\n")
+    assert "application/json" in head, f"the 404 is not JSON: {body[:60]}"
 
 
 def test_the_health_location_is_this_stacks_own(stack: Stack) -> None:
     with stack.client() as client:
-        assert client.get("/nginx-health").json() == {"nginx": "ok"}
+        answer = client.get("/nginx-health")
+    assert answer.text == '{"nginx":"ok"}', f"/nginx-health says {answer.status_code} {answer.text!r}"
+    kind = answer.headers.get("content-type")
+    assert kind == "application/json", f"/nginx-health is {kind}"
+
+
+def test_health_checks_are_not_logged(stack: Stack) -> None:
+    with stack.client() as client:
+        client.get("/nginx-health", headers={"X-Request-ID": "health-check-0001"})
+        after = client.get("/").headers["x-request-id"]
+    ids = until(
+        "the line after it", lambda: after in (found := [line["request_id"] for line in stack.access_log()]) and found
+    )
+    assert "health-check-0001" not in ids, "a health check is in the access log"
 
 
 @pytest.mark.parametrize(
@@ -47,16 +61,17 @@ def test_the_client_address_is_the_clients(stack: Stack) -> None:
     else:  # the engine's gateway stands for the host; never nginx's own address
         (nginx,) = stack.containers("nginx")
         networks = stack.inspect(nginx)["NetworkSettings"]["Networks"].values()
-        assert seen in [n["Gateway"] for n in networks]
-        assert seen not in [n["IPAddress"] for n in networks]
+        assert seen not in [n["IPAddress"] for n in networks], f"the client is {seen}, which is nginx"
+        assert seen in [n["Gateway"] for n in networks], f"the client is {seen}, which is not the host"
 
 
 def test_a_request_id_is_made_passed_on_returned_and_logged(stack: Stack) -> None:
     with stack.client() as client:
         answer = client.get("/")
-    made = answer.headers["x-request-id"]
-    assert re.fullmatch(r"[0-9a-f]{32}", made)
-    assert answer.json()["request_id"] == made
+    made = answer.headers.get("x-request-id", "")
+    assert re.fullmatch(r"[0-9a-f]{32}", made), f"the answer's X-Request-ID is {made!r}"
+    got = answer.json()["request_id"]
+    assert got == made, f"the app got X-Request-ID {got!r}, the client {made!r}"
     (line,) = until("its line in the access log", lambda: [x for x in stack.access_log() if x["request_id"] == made])
     assert line["status"] == 200
     assert line["tries"] == "1"
@@ -156,6 +171,13 @@ def test_a_handler_in_a_thread_gets_504_at_the_deadline_too(stack: Stack) -> Non
     assert_json_error(answer, 504, "Gateway Timeout")
 
 
+def test_a_client_that_leaves_before_its_answer_is_a_499(stack: Stack) -> None:
+    with stack.client() as client, pytest.raises(httpx.ReadTimeout):
+        client.get("/work/io?ms=1500", headers={"X-Request-ID": "left-too-early"}, timeout=0.3)
+    (line,) = until("its line", lambda: [x for x in stack.access_log() if x["request_id"] == "left-too-early"])
+    assert line["status"] == 499
+
+
 def test_nothing_says_which_nginx_this_is(stack: Stack) -> None:
     with stack.client() as client:
         for path in ("/", "/metrics"):
@@ -163,9 +185,12 @@ def test_nothing_says_which_nginx_this_is(stack: Stack) -> None:
 
 
 def assert_json_error(answer: httpx.Response, status: int, error: str) -> None:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/json"
-    sent = answer.headers["x-request-id"]
+    assert answer.status_code == status, f"{answer.status_code} and not {status}: {answer.text[:100]}"
+    kind = answer.headers.get("content-type")
+    assert kind == "application/json", f"the {status} is {kind}: {answer.text[:60]}"
+    sent = answer.headers.get("x-request-id")
+    assert sent, f"the {status} has no X-Request-ID"
+    assert answer.text.startswith("{"), f"the {status} says {answer.text[:60]!r}"
     assert answer.json() == {"status": status, "error": error, "request_id": sent}
 
 

@@ -1,12 +1,253 @@
-"""The settings of nginx.conf but for its servers."""
+"""The settings of nginx.conf but for its servers and the maps that they alone use."""
 
 from __future__ import annotations
 
 from proofs.settings import Setting, Unproven
 
 CONF = "nginx/templates/nginx.conf.template"
+PROOFS = "proofs/test_nginx.py"
+CONTAINER = "proofs/test_nginx_container.py"
+SLOW = "proofs/test_slow_clients.py"
+UPSTREAM = "proofs/test_upstream.py"
+STARTS = f"{CONTAINER}::test_nginx_starts_on_a_read_only_root_and_takes_large_bodies"
+HEADERS = f"{SLOW}::test_2000_half_open_headers_keep_nobody_out_and_are_cut_off"
+READERS = f"{SLOW}::test_clients_that_read_slowly_take_no_place_of_the_app_and_are_cut_off"
+LOGGED = f"{PROOFS}::test_the_access_log_says_who_asked_for_what_and_how_it_went"
+REFUSED = f"{PROOFS}::test_a_refused_request_is_logged_with_its_own_method_and_no_tries"
+BODIES = f"{PROOFS}::test_slow_bodies_from_one_address_take_its_places_and_no_others"
+
+
+def removed(name: str, does: str, default: str, line: str, proof: str, *rows: str) -> Setting:
+    """A directive whose line is taken away."""
+    names = [f"nginx.conf: {name}", *(f".env: {row}" for row in rows)]
+    return Setting(names, does, default, "removed", [(CONF, line, "")], [proof])
+
+
+def changed(name: str, does: str, default: str, change: str, before: str, after: str, proof: str) -> Setting:
+    return Setting([f"nginx.conf: {name}"], does, default, change, [(CONF, before, after)], [proof])
+
 
 SETTINGS: list[Setting | Unproven] = [
+    removed(
+        "pid",
+        "nginx writes its pid where it may write.",
+        "a path compiled in, on the read-only root",
+        "pid ${NGINX_RUN}/nginx.pid;\n",
+        STARTS,
+    ),
+    removed(
+        "error_log",
+        "Warnings and errors go where the stack's log is.",
+        "a file, and no warnings",
+        "error_log stderr warn;\n",
+        f"{PROOFS}::test_what_goes_to_disk_is_said_in_the_log",
+    ),
+    removed(
+        "worker_processes",
+        "A worker for each CPU.",
+        "1",
+        "worker_processes auto;\n",
+        f"{PROOFS}::test_nginx_has_a_worker_for_each_cpu",
+    ),
+    removed(
+        "worker_rlimit_nofile",
+        "Descriptors for all its connections, whatever the shell grants.",
+        "the shell's limit, often 1024",
+        "worker_rlimit_nofile 16384;\n",
+        HEADERS,
+    ),
+    removed(
+        "worker_shutdown_timeout",
+        "After a reload or on a stop, what stays open is closed after so long.",
+        "never",
+        "worker_shutdown_timeout ${NGINX_SHUTDOWN_SECONDS}s;\n",
+        f"{PROOFS}::test_a_websocket_ends_some_seconds_after_a_reload",
+        "NGINX_SHUTDOWN_SECONDS",
+    ),
+    removed(
+        "events / worker_connections",
+        "Connections that one worker of nginx can have open.",
+        "512",
+        "    worker_connections ${NGINX_WORKER_CONNECTIONS};\n",
+        HEADERS,
+        "NGINX_WORKER_CONNECTIONS",
+    ),
+    *(
+        removed(
+            f"{kind}_temp_path",
+            does,
+            "a path compiled in, on the read-only root",
+            f"    {kind}_temp_path ${{NGINX_RUN}}/{folder};\n",
+            STARTS,
+        )
+        for kind, folder, does in (
+            ("client_body", "body", "Bodies that do not fit into memory wait here until they are whole."),
+            ("proxy", "proxy", "Answers that a slow client has not read yet wait here."),
+            ("fastcgi", "fastcgi", "Not used; nginx makes the folder at its start all the same."),
+            ("uwsgi", "uwsgi", "Not used; nginx makes the folder at its start all the same."),
+            ("scgi", "scgi", "Not used; nginx makes the folder at its start all the same."),
+        )
+    ),
+    removed(
+        "server_tokens",
+        "Nobody is told which version of nginx this is.",
+        "on",
+        "    server_tokens off;\n",
+        "proofs/test_proxy.py::test_nothing_says_which_nginx_this_is[native]",
+    ),
+    changed(
+        "map $http_x_request_id $stack_request_id",
+        "A client's request id is used if it looks like one; otherwise nginx makes one.",
+        "none",
+        "any id is taken",
+        '"~^[A-Za-z0-9._-]{8,64}$" $http',
+        '"~." $http',
+        f"{PROOFS}::test_a_request_id_is_taken_from_the_client_if_it_looks_like_one[quotes]",
+    ),
+    changed(
+        "map $http_upgrade $stack_upgrade",
+        "WebSockets are let through, and no other upgrade.",
+        "none",
+        "every upgrade is let through",
+        'default "";\n        "~*^websocket$" websocket;',
+        "default $http_upgrade;",
+        f"{UPSTREAM}::test_a_header_of_the_clients_reaches_the_app_as_it_should[Upgrade-h2c-]",
+    ),
+    changed(
+        "map $stack_upgrade $stack_connection",
+        "Connections to the app stay open for the next request.",
+        "none",
+        "close but for WebSockets, as in nginx's documentation",
+        'default "";\n        websocket upgrade;',
+        "default close;\n        websocket upgrade;",
+        f"{UPSTREAM}::test_requests_share_connections_to_the_app",
+    ),
+    changed(
+        "map $http_host $stack_port",
+        "The port that the client wrote, for the Host that the app sees.",
+        "none",
+        "always empty",
+        '        "~(?<host_port>:[0-9]{1,5})$" $host_port;\n',
+        "",
+        f"{UPSTREAM}::test_the_app_sees_the_host_with_the_port_that_the_client_wrote",
+    ),
+    changed(
+        "map $status $stack_reason",
+        "nginx's own errors as JSON call themselves by their names.",
+        "none",
+        "without the row for 404",
+        '        404 "Not Found";\n',
+        "",
+        f"{PROOFS}::test_an_error_is_called_by_its_name[404]",
+    ),
+    changed(
+        "map $request $stack_method",
+        "The log has the method that the client sent, for errors too.",
+        "none",
+        "$request_method",
+        'default "";\n        "~^(?<method>[A-Z]+) " $method;',
+        "default $request_method;",
+        REFUSED,
+    ),
+    changed(
+        "map $upstream_addr $stack_tries",
+        "The log has the number of workers that a request was sent to.",
+        "none",
+        "without the row for none",
+        '        "" 0;\n',
+        "",
+        REFUSED,
+    ),
+    changed(
+        "log_format stack",
+        "A line of JSON for each request: who, what, how long, which worker.",
+        "combined, which is no JSON and knows neither ids nor workers",
+        "the default format",
+        "${NGINX_ACCESS_LOG} stack ",
+        "${NGINX_ACCESS_LOG} combined ",
+        LOGGED,
+    ),
+    changed(
+        "log_format stack escape",
+        "A quote in a header does not break the line's JSON.",
+        "default, which writes \\x22",
+        "removed",
+        "log_format stack escape=json '",
+        "log_format stack '",
+        LOGGED,
+    ),
+    removed(
+        "access_log",
+        "The log goes to the container's output, or into the stack's folder.",
+        "a file at a path compiled in",
+        "    access_log ${NGINX_ACCESS_LOG} stack buffer=32k flush=1s;\n",
+        LOGGED,
+    ),
+    changed(
+        "access_log buffer",
+        "Many lines in one write, which saves a fifth of nginx's CPU.",
+        "a write for each line",
+        "removed",
+        " buffer=32k flush=1s;",
+        ";",
+        f"{PROOFS}::test_the_log_is_written_many_lines_at_a_time",
+    ),
+    changed(
+        "access_log flush",
+        "A line is written within a second, though few requests come.",
+        "when the buffer is full",
+        "removed",
+        " flush=1s;",
+        ";",
+        f"{PROOFS}::test_a_line_is_in_the_log_soon_though_few_requests_come",
+    ),
+    removed(
+        "client_header_timeout",
+        "A client has so long for its request's header as a whole.",
+        "60s",
+        "    client_header_timeout ${CLIENT_HEADER_TIMEOUT_SECONDS}s;\n",
+        HEADERS,
+        "CLIENT_HEADER_TIMEOUT_SECONDS",
+    ),
+    removed(
+        "client_body_timeout",
+        "A client has so long between two pieces of its body.",
+        "60s",
+        "    client_body_timeout ${CLIENT_BODY_TIMEOUT_SECONDS}s;\n",
+        f"{SLOW}::test_2000_half_sent_bodies_keep_nobody_out_and_are_cut_off",
+        "CLIENT_BODY_TIMEOUT_SECONDS",
+    ),
+    removed(
+        "send_timeout",
+        "A client that reads nothing of its answer is cut off after so long.",
+        "60s",
+        "    send_timeout ${CLIENT_SEND_TIMEOUT_SECONDS}s;\n",
+        READERS,
+        "CLIENT_SEND_TIMEOUT_SECONDS",
+    ),
+    removed(
+        "reset_timedout_connection",
+        "What a client that timed out has not read is thrown away at once.",
+        "off: the kernel keeps it for minutes",
+        "    reset_timedout_connection on;\n",
+        READERS,
+    ),
+    removed(
+        "keepalive_timeout",
+        "An idle client connection is closed after so long.",
+        "75s",
+        "    keepalive_timeout ${CLIENT_KEEPALIVE_SECONDS}s;\n",
+        f"{PROOFS}::test_an_idle_client_connection_is_closed_after_its_time",
+        "CLIENT_KEEPALIVE_SECONDS",
+    ),
+    removed(
+        "keepalive_min_timeout",
+        "A reload leaves idle client connections open so long, for requests that are on their way.",
+        "0: closed at once",
+        "    keepalive_min_timeout ${CLIENT_KEEPALIVE_MIN_SECONDS}s;\n",
+        f"{CONTAINER}::test_a_reload_leaves_idle_client_connections_open_for_what_is_on_its_way",
+        "CLIENT_KEEPALIVE_MIN_SECONDS",
+    ),
     Setting(
         ["nginx.conf: client_max_body_size", ".env: CLIENT_MAX_BODY_BYTES"],
         "A larger body is refused with 413 before the app sees any of it.",
@@ -14,5 +255,89 @@ SETTINGS: list[Setting | Unproven] = [
         "the default",
         [(CONF, "    client_max_body_size ${CLIENT_MAX_BODY_BYTES};\n", "")],
         ["proofs/test_proxy.py::test_a_body_over_the_limit_gets_413_as_json[native]"],
+    ),
+    removed(
+        "large_client_header_buffers",
+        "A longer header line or request line is refused.",
+        "8 KiB, four times",
+        "    large_client_header_buffers 4 ${CLIENT_MAX_HEADER_BYTES};\n",
+        f"{PROOFS}::test_a_header_line_over_the_row_is_refused",
+        "CLIENT_MAX_HEADER_BYTES",
+    ),
+    changed(
+        "limit_conn_zone",
+        "Requests in flight are counted for each address.",
+        "none",
+        "$server_name: all addresses in one",
+        "limit_conn_zone $binary_remote_addr ",
+        "limit_conn_zone $server_name ",
+        BODIES,
+    ),
+    changed(
+        "limit_conn_zone zone",
+        "Memory for tens of thousands of addresses with requests in flight; one more would be refused.",
+        "none; it must be given",
+        "32k, the least",
+        "zone=per_client:10m",
+        "zone=per_client:32k",
+        f"{PROOFS}::test_many_addresses_are_counted_at_once",
+    ),
+    removed(
+        "limit_conn",
+        "One address has at most so many requests in flight.",
+        "no limit",
+        "    limit_conn per_client ${CLIENT_MAX_REQUESTS_IN_FLIGHT};\n",
+        BODIES,
+        "CLIENT_MAX_REQUESTS_IN_FLIGHT",
+    ),
+    removed(
+        "limit_conn_status",
+        "Whoever asks too much gets 429, and does not take it for an overload of the stack.",
+        "503",
+        "    limit_conn_status 429;\n",
+        f"{PROOFS}::test_a_refusal_for_too_many_at_once_says_whose_fault_it_is",
+    ),
+    removed(
+        "gzip",
+        "Answers are compressed.",
+        "off",
+        "    gzip on;\n",
+        f"{PROOFS}::test_large_json_is_compressed",
+    ),
+    removed(
+        "gzip_types",
+        "JSON is compressed (HTML always is), and event streams are not.",
+        "HTML alone",
+        "    gzip_types application/json;\n",
+        f"{PROOFS}::test_large_json_is_compressed",
+    ),
+    removed(
+        "gzip_min_length",
+        "A small answer is sent as it is: compressing it costs CPU and saves no packet.",
+        "20",
+        "    gzip_min_length ${GZIP_MIN_BYTES};\n",
+        f"{PROOFS}::test_small_json_is_not_compressed",
+        "GZIP_MIN_BYTES",
+    ),
+    removed(
+        "gzip_proxied",
+        "Requests that come through a CDN get compressed answers too.",
+        "off",
+        "    gzip_proxied any;\n",
+        f"{PROOFS}::test_an_answer_that_goes_through_another_proxy_is_compressed",
+    ),
+    removed(
+        "gzip_vary",
+        "A cache does not hand the compressed answer to a client that cannot read it.",
+        "off",
+        "    gzip_vary on;\n",
+        f"{PROOFS}::test_a_cache_is_told_that_the_answer_depends_on_what_the_client_can_read",
+    ),
+    removed(
+        "include upstream.conf",
+        "Where the app is.",
+        "none",
+        "    include ${NGINX_RUN}/upstream.conf;\n",
+        STARTS,
     ),
 ]

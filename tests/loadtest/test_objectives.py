@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from loadtest.objectives import COULD_NOT_RUN, MET, MISSED, Measured, Objectives, evaluate, verdict
+from loadtest.settings import read
 
 OBJECTIVES = Objectives(p50_ms=50, p95_ms=200, p99_ms=500, error_share=0.01, min_rps=100, rate=None)
 GOOD = Measured(requests=3000, failures=0, seconds=10, p50_ms=9, p95_ms=30, p99_ms=80, rps=300, goodput=300)
@@ -37,6 +38,39 @@ def test_each_objective_alone_can_fail_the_run_and_is_named(worse: dict[str, Any
     measured = replace(GOOD, **worse)
     code, line = verdict(measured, evaluate(measured, OBJECTIVES), [], False)
     assert (code, line) == (MISSED, f"missed: {objective}")
+
+
+# A stricter row than what was measured, one at a time.
+ROWS = {
+    "SLO_P50_MS": ("8", "p50"),
+    "SLO_P95_MS": ("29", "p95"),
+    "SLO_P99_MS": ("79", "p99"),
+    "SLO_ERROR_SHARE": ("0.009", "error share"),
+    "SLO_MIN_RPS": ("301", "throughput, right answers"),
+}
+EASY = {
+    "TARGET_URL": "http://nginx",
+    "LOADTEST_SHAPE": "closed",
+    "LOADTEST_USERS": "8",
+    "LOADTEST_RATE": "30",
+    "LOADTEST_SECONDS": "10",
+    "LOADTEST_WARMUP_SECONDS": "0",
+    "LOADTEST_PROCESSES": "1",
+    "SLO_P50_MS": "5000",
+    "SLO_P95_MS": "5000",
+    "SLO_P99_MS": "5000",
+    "SLO_ERROR_SHARE": "1",
+    "SLO_MIN_RPS": "1",
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_row_of_an_objective_decides_the_exit_status(row: str) -> None:
+    strict, objective = ROWS[row]
+    measured = replace(GOOD, failures=30)
+    assert verdict(measured, evaluate(measured, read(EASY).objectives), [], False)[0] == MET
+    code, line = verdict(measured, evaluate(measured, read(EASY | {row: strict}).objectives), [], False)
+    assert (code, line) == (MISSED, f"missed: {objective}"), f"{row}={strict}, which was missed: status {code}, {line}"
 
 
 def test_slow_but_successful_is_missed() -> None:

@@ -44,6 +44,8 @@ class Stack(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.delay_seconds = 0.0
         self.broken = False
+        self.lock = threading.Lock()
+        self.in_flight = self.most_in_flight = 0
         self.paths: list[str] = []
         self.orders: dict[str, bytes] = {}
 
@@ -74,8 +76,14 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(201, {"key": key, "applied": applied, "total_cents": total, "lines": len(lines)})
 
     def answer(self, status: int, content: Any) -> None:
-        self.server.paths.append(self.path)
-        time.sleep(self.server.delay_seconds)
+        server = self.server
+        with server.lock:
+            server.paths.append(self.path)
+            server.in_flight += 1
+            server.most_in_flight = max(server.most_in_flight, server.in_flight)
+        time.sleep(server.delay_seconds)
+        with server.lock:
+            server.in_flight -= 1
         body = json.dumps({"error": "broken"} if self.server.broken else content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -86,6 +94,10 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def stack() -> Iterator[Stack]:
+    yield from serving()
+
+
+def serving() -> Iterator[Stack]:
     with Stack() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from proofs.settings import Setting, table
-from proofs.stack import Patch, patched_copy
+from proofs.settings.symptoms import SYMPTOMS
+from proofs.stack import ROOT, Patch, patched_copy
 from stack.inventory import inventory
 
 CONF = "nginx/templates/nginx.conf.template"
@@ -36,7 +37,8 @@ def names_after(*patches: Patch) -> set[str]:
          "upstream.conf: upstream app / server slow_start"),
         (("app/gunicorn.conf.py", "workers = settings.workers\n", "workers = 1\npreload_app = True\n"),
          "gunicorn.conf.py: preload_app"),
-        (("app/server/worker.py", "CONFIG_KWARGS = {", 'CONFIG_KWARGS = {"root_path": "/x",'), "worker.py: root_path"),
+        (("app/server/worker.py", "CONFIG_KWARGS: dict[str, Any] = {",
+          'CONFIG_KWARGS: dict[str, Any] = {"root_path": "/x",'), "worker.py: root_path"),
         (("app/server/shell.py", '{"/livez": self._livez,', '{"/new": self._livez, "/livez": self._livez,'),
          "shell.py: /new"),
         (("docker-compose.yml", "  read_only: true\n", "  read_only: true\n  init: true\n"),
@@ -63,3 +65,12 @@ def test_every_change_of_the_table_can_be_made() -> None:
         if isinstance(setting, Setting):
             shutil.rmtree(patched_copy(setting.patches))
             assert setting.proofs, setting.names
+
+
+def test_every_symptom_names_settings_and_proofs_that_exist() -> None:
+    names = set(inventory())
+    for symptom in SYMPTOMS:
+        assert set(symptom.settings) <= names, symptom.seen
+        for proof in symptom.proofs:
+            path, _, test = proof.partition("::")
+            assert f"def {test}(" in (ROOT / path).read_text(), proof

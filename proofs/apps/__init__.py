@@ -1,0 +1,1 @@
+"""Small applications that the proofs put in the demo's place."""

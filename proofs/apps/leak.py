@@ -1,0 +1,31 @@
+"""The demo application, and handlers that do what applications do wrong: APP_MODULE=proofs.apps.leak:app."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from app.main import app
+
+leaked: list[bytes] = []
+
+
+@app.get("/leak")
+async def leak(mb: int) -> int:
+    """Holds so many MiB more, for good."""
+    leaked.append(b"x" * (mb << 20))
+    return os.getpid()
+
+
+@app.get("/nap")
+def nap(ms: int) -> int:
+    """`def`: it takes a thread of the pool, and waits in it."""
+    time.sleep(ms / 1000)
+    return os.getpid()
+
+
+@app.get("/hang")
+async def hang(ms: int) -> int:
+    """The event loop stands still, and all of its worker with it."""
+    time.sleep(ms / 1000)  # noqa: ASYNC251 (the mistake is the point)
+    return os.getpid()

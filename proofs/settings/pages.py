@@ -1,0 +1,86 @@
+"""docs/settings.md and docs/symptoms.md, written from the table and from what make mutate saw."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from proofs.settings import Setting, Unproven
+from proofs.settings.links import link
+from proofs.settings.symptoms import SYMPTOMS
+from proofs.settings.table import TABLE
+from proofs.stack import ROOT
+
+SETTINGS_HEAD = """# Settings
+
+Every setting of this stack, what it does, and what breaks without it. `make mutate` wrote this page: it changes one
+setting at a time in a copy of the tree and runs the proofs named here. "Changed" is what it put in place, "seen" what
+the proof said then. With the setting as it is, each of these proofs passes.
+
+"""
+SYMPTOMS_HEAD = """# Symptoms
+
+From what you see to the setting behind it, and the proof that shows it. `make mutate` wrote this page.
+docs/settings.md says what each setting does.
+
+"""
+
+
+def write(results: dict[str, Any]) -> None:
+    """`results` are those of a complete run of make mutate."""
+    (ROOT / "docs/settings.md").write_text(settings_page(results))
+    (ROOT / "docs/symptoms.md").write_text(symptoms_page())
+    print("wrote docs/settings.md and docs/symptoms.md")
+
+
+def settings_page(results: dict[str, Any]) -> str:
+    verdicts = Counter(results["settings"][s.names[0]]["verdict"] for s in TABLE if isinstance(s, Setting))
+    unproven = [setting for setting in TABLE if isinstance(setting, Unproven)]
+    names = sum(len(setting.names) for setting in TABLE)
+    without = sum(len(setting.names) for setting in unproven)
+    seconds = sum(found["seconds"] for found in results["settings"].values())
+    text = SETTINGS_HEAD + (
+        f"{names} settings in {len(TABLE)} entries: {verdicts['killed']} changes were noticed by a proof, "
+        f"{verdicts['survived']} went unnoticed, {verdicts['broken']} could not be tried; {without} settings "
+        f"({without / names:.1%}) are listed with the reason why they cannot be proved here. "
+        f"The changes took {seconds / 60:.0f} minutes, two side by side half of that.\n"
+    )
+    section = ""
+    for setting in TABLE:
+        file = setting.names[0].partition(": ")[0]
+        if file != section:
+            section = file
+            text += f"\n## {file}\n"
+        text += f"\n{entry(setting, results)}"
+    return text
+
+
+def entry(setting: Setting | Unproven, results: dict[str, Any]) -> str:
+    names = " ".join(named(name) for name in setting.names)
+    text = f"- **{names}**: {setting.does} Default: {setting.default}.\n"
+    if isinstance(setting, Unproven):
+        return text + f"  Not proved here: {setting.reason}\n"
+    found = results["settings"][setting.names[0]]
+    text += f"  Changed: {setting.change}. "
+    if found["verdict"] == "killed":
+        text += f"Seen: `{found['without'].replace('`', chr(39))}`\n"
+    else:
+        text += f"{found['verdict'].capitalize()}.\n"
+    return text + f"  Proof: `{found['proof'] or setting.proofs[0]}`\n"
+
+
+def named(name: str) -> str:
+    """The setting's name, with a link to what its makers say of it."""
+    file, _, path = name.partition(": ")
+    shown = f"`{path}`" if file != ".env" else f"`{path}` (.env)"
+    address = link(name)
+    return f"[{shown}]({address})" if address else shown
+
+
+def symptoms_page() -> str:
+    text = SYMPTOMS_HEAD + "| what you see | why | settings | proof |\n| --- | --- | --- | --- |\n"
+    for symptom in SYMPTOMS:
+        settings = ", ".join(f"`{name.partition(': ')[2]}`" for name in symptom.settings)
+        proofs = ", ".join(f"`{proof}`" for proof in symptom.proofs)
+        text += f"| {symptom.seen} | {symptom.why} | {settings} | {proofs} |\n"
+    return text

@@ -1,0 +1,156 @@
+"""From what a person sees to the setting behind it, and the proof that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ZERO_LOSS = "proofs/test_zero_loss.py::"
+PROXY = "proofs/test_proxy.py::"
+UPSTREAM = "proofs/test_upstream.py::"
+WORKER = "proofs/test_worker.py::"
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """`settings` are names of the inventory, `proofs` tests without their parameters; both are held to what exists."""
+
+    seen: str
+    why: str
+    settings: Sequence[str]
+    proofs: Sequence[str]
+
+
+SYMPTOMS = [
+    Symptom(
+        "502 now and then, on POSTs above all, after a quiet moment",
+        "the app closed an idle connection just as nginx sent on it: the app's keep-alive must be the longer one",
+        ["gunicorn.conf.py: keepalive", "upstream.conf: upstream app / keepalive_timeout"],
+        [ZERO_LOSS + "test_nothing_is_lost_when_an_idle_connection_is_reused_as_its_timeout_ends"],
+    ),
+    Symptom(
+        "502 when workers are recycled, reloaded or stopped",
+        "a worker closed its connections, or its queue, while nginx was sending",
+        [".env: DRAIN_SECONDS", "gunicorn.conf.py: worker_class", "gunicorn.conf.py: max_requests"],
+        [ZERO_LOSS + "test_nothing_is_lost_in_ten_reloads",
+         ZERO_LOSS + "test_nothing_is_lost_while_a_worker_goes_every_second"],
+    ),
+    Symptom(
+        "502 for everybody for ten seconds after one slow request",
+        "nginx took every server out because each had failed once",
+        ["upstream.conf: upstream app / server max_fails"],
+        [UPSTREAM + "test_workers_that_were_too_slow_once_are_asked_again_at_once"],
+    ),
+    Symptom(
+        "502 after a container was recreated, until nginx is reloaded",
+        "nginx kept the old address",
+        ["upstream.conf: upstream app / server resolve", "upstream.conf: upstream app / resolver valid"],
+        ["proofs/test_containers.py::test_a_recreated_app_container_is_served_within_5_s_without_a_reload"],
+    ),
+    Symptom(
+        "502, and the app's log has WORKER TIMEOUT or SIGKILL",
+        "the event loop was blocked for longer than the worker timeout; what was in flight there is lost",
+        ["gunicorn.conf.py: timeout", ".env: LONGEST_BLOCK_SECONDS"],
+        [WORKER + "test_a_worker_that_hangs_is_killed_and_replaced"],
+    ),
+    Symptom(
+        "503 with Retry-After",
+        "all places of all workers are taken, or no app runs; nothing was done, so it is safe to send it again",
+        [".env: APP_MAX_REQUESTS_IN_FLIGHT"],
+        ["proofs/test_overload.py::test_as_many_requests_as_there_are_places_are_served_and_the_others_get_503_at_once"],
+    ),
+    Symptom(
+        "504 with the app's own line in the log (reason: deadline)",
+        "the handler took longer than the deadline, and was cancelled",
+        [".env: REQUEST_DEADLINE_SECONDS"],
+        [PROXY + "test_the_deadline_answers_504_and_cancels_the_handler"],
+    ),
+    Symptom(
+        "504, and no line of the app's",
+        "the worker's event loop was blocked, or the replica is frozen: nginx gave up reading",
+        ["proxy.conf: proxy_read_timeout"],
+        [ZERO_LOSS + "test_a_frozen_replica_holds_few_requests_and_is_used_again"],
+    ),
+    Symptom(
+        "499 in nginx's log",
+        "the client left before the answer: its own timeout is shorter than the stack's",
+        [".env: REQUEST_DEADLINE_SECONDS", "proxy.conf: proxy_read_timeout"],
+        [PROXY + "test_a_client_that_leaves_before_its_answer_is_a_499"],
+    ),
+    Symptom(
+        "429",
+        "one address has too many requests in flight; an office or a proxy in front is one address",
+        ["nginx.conf: limit_conn"],
+        ["proofs/test_limits.py::test_one_address_gets_so_many_requests_in_flight_and_429_for_the_next"],
+    ),
+    Symptom(
+        "421",
+        "the Host header names nothing that the stack answers to",
+        [".env: SERVER_NAMES"],
+        ["proofs/test_limits.py::test_only_the_named_hosts_reach_the_app"],
+    ),
+    Symptom(
+        "413, 414 or 400 for large requests",
+        "the body, the request line or a header is over its limit",
+        [".env: CLIENT_MAX_BODY_BYTES", ".env: CLIENT_MAX_HEADER_BYTES"],
+        [PROXY + "test_a_body_over_the_limit_gets_413_as_json",
+         PROXY + "test_a_header_over_the_limit_is_refused_as_json"],
+    ),
+    Symptom(
+        "every client is 172.x, or 127.0.0.1",
+        "the app does not believe nginx's X-Forwarded-For, or nginx does not set it",
+        ["docker-compose.yml: services.app.environment.TRUSTED_PROXIES", "gunicorn.conf.py: forwarded_allow_ips",
+         "proxy.conf: proxy_set_header X-Forwarded-For"],
+        [PROXY + "test_the_client_address_is_the_clients"],
+    ),
+    Symptom(
+        "redirects lose the port",
+        "the app got the Host header without it",
+        ["proxy.conf: proxy_set_header Host"],
+        [UPSTREAM + "test_the_app_sees_the_host_with_the_port_that_the_client_wrote"],
+    ),
+    Symptom(
+        "a stream's events come all at once, at its end",
+        "something between app and client collects them, to compress them or to fill a buffer",
+        ["nginx.conf: gzip_types"],
+        [PROXY + "test_an_event_arrives_when_it_is_sent_and_not_at_the_end"],
+    ),
+    Symptom(
+        "a silent WebSocket is cut",
+        "silence for longer than the proxy's read timeout; pings must come more often",
+        ["worker.py: ws_ping_interval", "proxy.conf: proxy_read_timeout"],
+        [PROXY + "test_a_silent_websocket_is_kept_open_by_pings"],
+    ),
+    Symptom(
+        "a stop ends with SIGKILL (exit status 137)",
+        "it takes longer inside than the engine waits; the engine's own default is 10 s",
+        ["docker-compose.yml: x-hardened.stop_grace_period", "gunicorn.conf.py: graceful_timeout"],
+        ["proofs/test_resources.py::test_a_container_has_its_grace_to_stop"],
+    ),
+    Symptom(
+        "exit status 137 in the middle of the day",
+        "the container is over its memory; a worker over its own share is replaced before that",
+        [".env: APP_MEMORY", ".env: WORKER_MEMORY_MB"],
+        ["proofs/test_resources.py::test_a_process_that_wants_more_memory_than_its_row_says_is_killed",
+         WORKER + "test_a_worker_that_holds_too_much_memory_is_replaced_and_nothing_is_lost"],
+    ),
+    Symptom(
+        "fast requests wait while a worker has nothing to do",
+        "they stand in line behind a slow one on the same socket",
+        [".env: WORKER_LISTENERS", "upstream.conf: upstream app / least_conn"],
+        [UPSTREAM + "test_a_worker_that_is_busy_gets_no_more_while_another_is_free"],
+    ),
+    Symptom(
+        "`def` endpoints wait for seconds, `async def` ones do not",
+        "the 40 threads of the pool are all taken",
+        [".env: REQUEST_DEADLINE_SECONDS"],
+        [WORKER + "test_a_full_thread_pool_holds_up_none_but_those_that_need_it"],
+    ),
+    Symptom(
+        "many half-open connections, and nobody gets in",
+        "slow clients hold connections: each must send its header, then its body, in time",
+        ["nginx.conf: client_header_timeout", "nginx.conf: client_body_timeout",
+         "nginx.conf: events / worker_connections"],
+        ["proofs/test_slow_clients.py::test_2000_half_open_headers_keep_nobody_out_and_are_cut_off"],
+    ),
+]  # fmt: skip

@@ -1,0 +1,111 @@
+"""make capacity finds what an app can bear, for any ASGI app, and changes what it says it changes in .env."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dotenv import dotenv_values
+
+from proofs.apps import known
+from proofs.stack import patched_copy
+
+pytestmark = pytest.mark.xdist_group("load")
+
+FOUND, COULD_NOT_RUN, TOO_NOISY = 0, 2, 3
+ROWS = {
+    "SLO_P50_MS": "100", "SLO_P95_MS": "300", "SLO_P99_MS": "1000", "SLO_ERROR_SHARE": "0.001", "WORKERS": "1",
+    "APP_MAX_REQUESTS_IN_FLIGHT": "256",
+}  # fmt: skip
+
+
+@dataclass
+class Run:
+    status: int
+    output: str
+    left: dict[str, Any]  # reports/capacity.json
+
+
+@pytest.fixture(scope="module")
+def tree() -> Iterator[Path]:
+    """A copy, so that the .env and the reports of a test are its own."""
+    root = patched_copy([])
+    yield root
+    shutil.rmtree(root)
+
+
+def capacity(tree: Path, **rows: str) -> Run:
+    """What `make capacity` runs."""
+    (tree / "reports/capacity.json").unlink(missing_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.capacity"],
+        cwd=tree, env=os.environ | ROWS | rows, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    report = tree / "reports/capacity.json"
+    left = json.loads(report.read_text()) if report.exists() else {}
+    return Run(done.returncode, done.stdout + done.stderr, left)
+
+
+def test_the_rate_of_an_app_whose_capacity_is_known_is_found_and_its_rows_are_written(tree: Path) -> None:
+    before = (tree / ".env").read_text()
+    run = capacity(tree, APP_MODULE="proofs.apps.known:app", PROBE="1", WRITE="1")
+    if run.status == TOO_NOISY:  # a finding too, but not this one
+        assert (tree / ".env").read_text() == before, "written although it is not known"
+        run = capacity(tree, APP_MODULE="proofs.apps.known:app", PROBE="1", WRITE="1")
+    assert run.status == FOUND, run.output
+    most = 1 / known.SECONDS
+    rate = run.left["rate"]
+    assert 0.6 * most < rate < 1.2 * most, (
+        f"one worker bears {most:.0f} requests/s, {rate:.0f} were found\n{run.output}"
+    )
+    assert f"{rate:.1f} requests/s within the objectives" in run.output
+    assert "the knee" in (tree / "reports/capacity.svg").read_text()
+    changed = {each["row"]: each["value"] for each in run.left["recommendations"] if each["now"] != each["value"]}
+    assert "APP_MAX_REQUESTS_IN_FLIGHT" in changed, f"this app bears few requests at a time\n{run.output}"
+    lines = [(old, new) for old, new in zip(before.splitlines(), (tree / ".env").read_text().splitlines(), strict=True)
+             if old != new]  # fmt: skip
+    assert {new for _, new in lines} == {f"{row}={value}" for row, value in changed.items()}
+    assert all(f"-{old}" in run.output and f"+{new}" in run.output for old, new in lines), run.output
+
+
+@pytest.mark.parametrize(
+    ("module", "paths"), [("examples.starlette_app:app", "/ /items/7"), ("examples.bare_app:app", "/")]
+)
+def test_an_app_of_your_own_is_measured(tree: Path, module: str, paths: str) -> None:
+    before = dotenv_values(tree / ".env")
+    run = capacity(tree, APP_MODULE=module, PATHS=paths, PROBE="0.5")
+    # Short probes of an app that takes all the CPU there is: on a machine that is busy otherwise nothing can be found.
+    assert run.status in (FOUND, TOO_NOISY), run.output
+    assert ("the machine was too noisy to tell: " in run.output) is (run.status == TOO_NOISY), run.output
+    if run.status == FOUND:
+        assert f"{run.left['rate']:.1f} requests/s within the objectives" in run.output
+    assert run.left["target"] == {"module": module, "paths": paths.split()}
+    held = [each for each in run.left["probes"] if each["held"]]
+    assert held, f"not one probe of {module} held\n{run.output}"
+    assert not any(each["errors"] for each in held)
+    assert dotenv_values(tree / ".env") == before, "without WRITE=1 .env stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ({"APP_MODULE": "nowhere:app"}, "APP_MODULE=nowhere:app cannot be loaded"),
+        ({"APP_MODULE": "examples.bare_app:app", "PATHS": "items"}, "PATHS=items"),
+        ({"APP_MODULE": "examples.starlette_app:app", "PATHS": "/ /nothing"}, "GET /nothing"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line(tree: Path, rows: dict[str, str], said: str) -> None:
+    run = capacity(tree, **rows)
+    assert run.status == COULD_NOT_RUN, run.output
+    faults = [line for line in run.output.splitlines() if "about" not in line]
+    assert len(faults) == 1, run.output
+    assert said in faults[0]
+    assert "; it must be" in faults[0] or "each must" in faults[0], faults[0]

@@ -1,0 +1,280 @@
+"""nginx and the app: what is sent to it, to which worker, over which connections, and for how long."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from proofs.conftest import started
+from proofs.stack import Stack, until
+
+pytestmark = pytest.mark.xdist_group("native")
+
+ECHO: dict[str, Any] = {
+    "APP_MODULE": "proofs.apps.echo:app",
+    "REQUEST_DEADLINE_SECONDS": "1",
+    "PROXY_CONNECT_TIMEOUT_MS": "200",
+    "PROXY_NEXT_UPSTREAM_TIMEOUT_MS": "500",
+    "PROXY_SEND_TIMEOUT_SECONDS": "1",
+    "PROXY_READ_TIMEOUT_SECONDS": "2",
+    "APP_KEEPALIVE_SECONDS": "75",
+    "WORKER_TIMEOUT_SECONDS": "60",
+    "CLIENT_MAX_BODY_BYTES": str(64 << 20),
+}
+PATIENCE = 15  # seconds; several times what is configured, a quarter of nginx's defaults
+# Addresses beside the workers' own: nobody listens there, or somebody who never accepts.
+GAPS = 6
+EXTRA_SERVERS = "".join(f"    server 127.0.0.1:$((APP_PORT + 10)) max_fails=0; # {n}\n" for n in range(GAPS))
+KEEPALIVE = "    keepalive ${UPSTREAM_KEEPALIVE_CONNECTIONS};\n"
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[Stack]:
+    """An app that tells what it got."""
+    yield from started(Stack("native", "echo", **ECHO))
+
+
+def signal_all(pids: Sequence[int], name: str) -> None:
+    subprocess.run(["kill", f"-{name}", *map(str, pids)], check=True)
+
+
+def nginx_processes(stack: Stack) -> list[int]:
+    """The pids of this stack's nginx, its master first."""
+    master = (stack.folder / "nginx/nginx.pid").read_text().strip()
+    workers = subprocess.run(["pgrep", "--parent", master], capture_output=True, text=True, check=True).stdout
+    return [int(pid) for pid in (master, *workers.split())]
+
+
+def seen(stack: Stack, headers: dict[str, str] | None = None, path: str = "/") -> dict[str, Any]:
+    """What the app has got of this request: its headers by name, in lower case."""
+    with stack.client() as client:
+        answer = client.get(path, headers=headers or {})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found | {"headers": dict(found["headers"])}
+
+
+def connections(stack: Stack, states: Sequence[str] = ("01", "06")) -> set[str]:
+    """nginx's ends of the connections to the app, as the kernel knows them: open (01), or lately closed (06)."""
+    ports = {f"{stack.app_port + i:04X}" for i in range(int(stack.rows["WORKERS"]))}
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, state, *_ = line.split()
+        ends = (local.partition(":")[2], remote.partition(":")[2])
+        if state in states and ports & set(ends):
+            found.add(next(end for end in ends if end not in ports))
+    return found
+
+
+# --- What the app gets ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "sent", "got"),
+    [
+        ("Host", "known.test:8080", "known.test:8080"),
+        ("X-Forwarded-For", "203.0.113.7", "127.0.0.1"),
+        ("X-Forwarded-Proto", "https", "http"),
+        ("X-Forwarded-Host", "evil.test", None),  # None: as without it
+        ("X-Forwarded-Port", "444", ""),
+        ("X-Forwarded-Prefix", "/evil", ""),
+        ("X-Real-IP", "203.0.113.7", ""),
+        ("Forwarded", "for=203.0.113.7", ""),
+        ("Proxy", "http://evil.test", ""),
+        ("X-Request-ID", "an-id-of-the-clients", "an-id-of-the-clients"),
+        ("Upgrade", "h2c", ""),
+    ],
+)
+def test_a_header_of_the_clients_reaches_the_app_as_it_should(
+    echo: Stack, header: str, sent: str, got: str | None
+) -> None:
+    expected = f"127.0.0.1:{echo.http_port}" if got is None else got
+    found = seen(echo, {header: sent})["headers"].get(header.lower(), "")
+    assert found == expected, f"{header}: {sent} reaches the app as {found!r} instead of {expected!r}"
+
+
+def test_the_app_sees_the_host_with_the_port_that_the_client_wrote(echo: Stack) -> None:
+    headers = seen(echo)["headers"]
+    for name in ("host", "x-forwarded-host"):
+        found = headers.get(name, "")
+        assert found == f"127.0.0.1:{echo.http_port}", f"{name} is {found!r}"
+
+
+def test_the_client_gets_one_request_id_and_not_the_apps_own_too(echo: Stack) -> None:
+    with echo.client() as client:
+        ids = client.get("/", headers={"X-Request-ID": "the-clients-id"}).headers.get_list("x-request-id")
+    assert ids == ["the-clients-id"], f"the answer has X-Request-ID {ids}"
+
+
+def test_a_websocket_is_let_through(native_stack: Stack) -> None:
+    answer = raw_head(
+        native_stack,
+        "GET /ws/echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    )
+    assert " 101 " in answer, f"a WebSocket's handshake got {answer}"
+
+
+def raw_head(stack: Stack, request: str) -> str:
+    """The first line of the answer."""
+    with socket.create_connection(("127.0.0.1", stack.http_port), timeout=PATIENCE) as connection:
+        connection.sendall(request.encode())
+        return connection.makefile().readline().strip()
+
+
+# --- Connections ------------------------------------------------------------------------------------------------
+
+
+def test_requests_share_connections_to_the_app(echo: Stack) -> None:
+    before = connections(echo)
+    with echo.client() as client:
+        for _ in range(20):
+            answer = client.get("/")
+            assert answer.text.startswith("{"), f"/ got {answer.text[:60]!r} and not the app's answer"
+            assert answer.json()["http_version"] == "1.1", "nginx asks the app with HTTP/1.0"
+        opened = connections(echo) - before
+    assert len(opened) <= 4, f"20 requests took {len(opened)} connections to the app"
+
+
+def test_nginx_closes_idle_connections_long_before_the_app_would(echo: Stack) -> None:
+    seen(echo)
+    end = time.monotonic() + 10 * int(echo.rows["UPSTREAM_KEEPALIVE_SECONDS"])
+    while (still := len(connections(echo, ["01"]))) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not still, f"{still} idle connections to the app are still open after ten times their time"
+
+
+# --- Which worker -----------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_busy_gets_no_more_while_another_is_free(echo: Stack) -> None:
+    """Though the busy one was asked through another of nginx's own workers: they share what they know."""
+    first, *others = nginx_processes(echo)[1:]
+    with ThreadPoolExecutor(1) as thread, echo.client() as client:
+        try:
+            if others:
+                signal_all([first], "STOP")  # so that another takes the slow request
+            busy = thread.submit(seen, echo, None, "/slow?block=1800")
+            until("the slow request is with the app", lambda: arrived(echo, "/slow"))
+            if others:
+                signal_all([first], "CONT")
+                signal_all(others, "STOP")  # and the first the fast ones
+            fast = {client.get("/").json()["pid"] for _ in range(10)}
+        finally:
+            signal_all([first, *others], "CONT")
+        slow = busy.result()["pid"]
+    assert slow not in fast, "a fast request was given to the worker that is busy"
+
+
+def arrived(stack: Stack, path: str) -> bool:
+    return any(x["logger"] == "app.echo" and x["message"].endswith(path) for x in stack.app_log())
+
+
+def test_all_workers_are_used(echo: Stack) -> None:
+    with echo.client() as client:
+        pids = {client.get("/").json()["pid"] for _ in range(10)}
+    assert pids == {worker["pid"] for worker in echo.workers()}, f"only {len(pids)} of the workers get requests"
+
+
+def test_workers_that_were_too_slow_once_are_asked_again_at_once(echo: Stack) -> None:
+    """Both answer too late; then both are idle."""
+    with ThreadPoolExecutor(2) as threads, echo.client() as client:
+        slow = list(threads.map(lambda _: client.get("/?block=3000"), range(2)))
+        assert [answer.status_code for answer in slow] == [504, 504], f"3 s got {[a.status_code for a in slow]}"
+        after = [client.get("/").status_code for _ in range(10)]
+    assert after == [200] * 10, f"after two slow requests, quick ones got {after}"
+
+
+# --- For how long -----------------------------------------------------------------------------------------------
+
+
+def test_an_app_that_reads_no_body_costs_the_send_timeout(echo: Stack) -> None:
+    """Its workers are frozen: the body fills the sockets' buffers, and then nothing moves."""
+    workers = [worker["pid"] for worker in echo.workers()]
+    signal_all(workers, "STOP")
+    try:
+        answer = in_time(echo, "POST", content=b"x" * (48 << 20))
+    finally:
+        signal_all(workers, "CONT")
+    assert answer == 504, f"a body that the app does not read got {answer}"
+
+
+def in_time(stack: Stack, method: str, **more: Any) -> int | str:
+    try:
+        with httpx.Client(base_url=stack.url, timeout=PATIENCE) as client:
+            return client.request(method, "/", **more).status_code
+    except httpx.ReadTimeout:
+        return f"no answer within {PATIENCE} s"
+
+
+@pytest.fixture(scope="module")
+def gaps() -> Iterator[Stack]:
+    """Two workers, and six addresses where there is none: as of replicas that are gone, or frozen."""
+    rows = ECHO | {"PROXY_NEXT_UPSTREAM_TIMEOUT_MS": "450", "PROXY_NEXT_UPSTREAM_TRIES": "4"}
+    patch = ("nginx/40-upstream.sh", KEEPALIVE, EXTRA_SERVERS + KEEPALIVE)
+    yield from started(Stack("native", "gaps", patches=[patch], **rows))
+
+
+@pytest.fixture
+def frozen(gaps: Stack) -> Iterator[None]:
+    """At the six addresses somebody listens whose queue is full: packets that ask to connect are dropped."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", gaps.app_port + 10))
+        listener.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for connection in waiting:
+            connection.setblocking(False)
+            connection.connect_ex(listener.getsockname())
+        yield
+        for connection in waiting:
+            connection.close()
+
+
+def tried(stack: Stack, prefix: str, count: int) -> list[list[list[str]]]:
+    """Of each of these requests: the addresses it was tried on, at the first chance and at the second."""
+    lines = until(
+        "their lines in the access log",
+        lambda: len(found := [x for x in stack.access_log() if x["request_id"].startswith(prefix)]) == count and found,
+    )
+    return [[chance.split(", ") for chance in line["upstream"].split(" : ")] for line in lines]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_refused_connection_is_tried_elsewhere_so_many_times(gaps: Stack, method: str) -> None:
+    """Nothing has been sent, so a POST is tried again too; and once more from the start."""
+    count = 40
+    with gaps.client() as client:
+        answers = [
+            client.request(method, "/", headers={"X-Request-ID": f"refused-{method}-{n}"}).status_code
+            for n in range(count)
+        ]
+    # Where all tries of both chances met nobody: 503.
+    assert set(answers) <= {200, 503}, f"with addresses that refuse, {method}s got {set(answers)}"
+    requests = tried(gaps, f"refused-{method}-", count)
+    most = max(len(chance) for chances in requests for chance in chances)
+    assert most == int(gaps.rows["PROXY_NEXT_UPSTREAM_TRIES"]), f"a request was tried on {most} addresses in a row"
+    again = [chances for chances in requests if len(chances) == 2]
+    assert again, "no request got a second chance"
+    assert answers.count(200) > len(requests) - len(again), f"none of {len(again)} second chances was any good"
+
+
+def test_a_replica_that_accepts_nothing_costs_the_connect_timeout(gaps: Stack, frozen: None) -> None:
+    answers = [in_time(gaps, "GET", headers={"X-Request-ID": f"frozen-one-{n}"}) for n in range(3)]
+    assert set(answers) <= {200, 503}, f"beside replicas that accept nothing, requests got {answers}"
+
+
+def test_tries_of_frozen_replicas_end_with_their_time(gaps: Stack, frozen: None) -> None:
+    for n in range(5):
+        in_time(gaps, "GET", headers={"X-Request-ID": f"frozen-all-{n}"})
+    most = max(len(chance) for chances in tried(gaps, "frozen-all-", 5) for chance in chances)
+    # 200 ms for each, and after 450 ms no further one
+    assert most <= 3, f"a request was tried on {most} frozen addresses in a row"
