@@ -6,7 +6,7 @@ STACK := $(PYTHON) -m stack
 # uv from the system, or one of the virtual environment's own.
 UV := $(shell command -v uv || echo .uv/bin/uv)
 
-.PHONY: help up down logs ps check test loadtest reload deploy bench soak zero-loss mutate clean
+.PHONY: help up down logs ps check test loadtest reload deploy bench lab capacity soak zero-loss mutate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,13 @@ deploy: .venv ## build the app and replace the running containers by the new one
 
 bench: .venv ## what the shell and the proxy cost, measured side by side
 	@$(PYTHON) -m bench $(EXPERIMENTS)
+
+# APP_MODULE and PATHS on the command line name another app: make lab APP_MODULE=app.yours:app PATHS="/ /items"
+lab: .venv ## what each choice costs, on one page with pictures: reports/lab/index.html (EXPERIMENTS="shell proxy" for some)
+	@$(PYTHON) -m bench lab $(EXPERIMENTS)
+
+capacity: .venv ## find the highest rate at which the objectives of .env hold, and the rows for it (WRITE=1 writes them)
+	@$(PYTHON) -m bench.capacity
 
 zero-loss: .venv ## each event with and without the setting that makes it harmless; writes the table of docs/zero-loss.md
 	@$(PYTHON) -m proofs.zero_loss

@@ -1,7 +1,10 @@
 """`make bench`: python -m bench [EXPERIMENT...], or --write-docs for docs/measurements.md from the last results.
 
+`make lab`: python -m bench lab [EXPERIMENT...], all experiments within half an hour, and a page with pictures of them.
+
 Exit status 0: every goal is met. 1: one is missed. 3: none is missed, but one is undecided, because the bound is within
-the median's confidence interval: run it again when the machine is quiet. 2: an experiment could not run.
+the median's confidence interval: run it again when the machine is quiet. 2: an experiment could not run. 130: stopped
+by Ctrl-C; what was measured until then is kept.
 """
 
 from __future__ import annotations
@@ -11,25 +14,31 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import FrameType, ModuleType
 
 from app.server.settings import SettingsError
-from bench import cpu, load, report
-from bench.experiments import balance, burst, lifecycle, proxy, shell, start
+from bench import cpu, lab, load, report
+from bench.experiments import balance, burst, lifecycle, overload, proxy, shell, start
 from bench.harness import Progress, Result
 from bench.processes import CannotRun
 from stack.console import Failure, say
 from stack.settings import ROOT, checked
 
+# Each has a QUESTION, seconds() and run(progress) -> Result. `make lab` runs all of them.
 EXPERIMENTS: dict[str, ModuleType] = {
     "shell": shell,
     "proxy": proxy,
     "lifecycle": lifecycle,
     "balance": balance,
     "burst": burst,
+    "overload": overload,
     "start": start,
 }
+# What `make bench` runs: those with goals.
+BENCH = ("shell", "proxy", "lifecycle", "balance", "burst", "overload", "start")
 REPORTS = ROOT / "reports/bench"
+PAGE = ROOT / "reports/lab/index.html"
 DOCS = ROOT / "docs/measurements.md"
 MUCH = 0.03  # of the CPUs, for work that is none of this
 MET, MISSED, UNDECIDED = 0, 1, 3
@@ -41,37 +50,50 @@ def status(results: Sequence[Result]) -> int:
     return MISSED if "missed" in verdicts else UNDECIDED if "undecided" in verdicts else MET
 
 
-def run(names: Sequence[str]) -> int:
+def run(names: Sequence[str], failed: dict[str, str] | None = None, limits: lab.Limits | None = None) -> int:
+    """The exit status. Why an experiment could not run is added to `failed`, also where Ctrl-C ends this."""
     checked()
-    progress = Progress(sum(EXPERIMENTS[name].seconds() for name in names))
+    expected = {name: EXPERIMENTS[name].seconds() for name in names}
+    progress = Progress()
     say(f"{', '.join(names)}: load from {load.generator()}; a finding is the median of ratios, taken round by round")
     if os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
         say(f"note: other work keeps this machine busy (load {os.getloadavg()[0]:.1f}): ranges will be wide, a goal "
             "that is near may be undecided")  # fmt: skip
     results: dict[str, Result] = {}
-    failed: dict[str, str] = {}
+    failed = {} if failed is None else failed
     begun = time.monotonic()
-    for name in names:
-        others = cpu.Others()
-        try:
-            results[name] = EXPERIMENTS[name].run(progress)
-        except (CannotRun, Failure) as failure:
-            failed[name] = str(failure)
-        else:
-            # What `start` starts is not its child: it cannot be told from other work.
-            if EXPERIMENTS[name] is not start and (share := others.share()) > MUCH:
-                results[name].notes.append(f"meanwhile other work took {share:.0%} of this machine's CPUs")
-            report.write(REPORTS, name, EXPERIMENTS[name].QUESTION, results[name])
+    try:
+        for number, name in enumerate(names):
+            progress.begin(f"{number + 1} of {len(names)}, {name}: ", sum(expected[each] for each in names[number:]))
+            try:
+                with limits.of_one(expected[name]) if limits else nullcontext():
+                    results[name] = _one(name, progress)
+            except (CannotRun, Failure) as failure:
+                failed[name] = str(failure)
+            progress.clear()
+    finally:
         progress.clear()
-    _show(results, failed, time.monotonic() - begun)
+        _show(results, failed, time.monotonic() - begun)
     return 2 if failed else status(list(results.values()))
+
+
+def _one(name: str, progress: Progress) -> Result:
+    experiment = EXPERIMENTS[name]
+    others = cpu.Others()
+    result: Result = experiment.run(progress)
+    # What `start` starts is not its child: it cannot be told from other work.
+    if experiment is not start and (share := others.share()) > MUCH:
+        result.notes.append(f"meanwhile other work took {share:.0%} of this machine's CPUs")
+    report.write(REPORTS, name, experiment.QUESTION, result)
+    return result
 
 
 def _show(results: dict[str, Result], failed: dict[str, str], took: float) -> None:
     for result in results.values():
         for head, lines in report.details(result.details):
             say(f"\n{report.table(head, lines)}")
-    say(f"\n{report.table(report.COLUMNS, [row for result in results.values() for row in report.rows(result)])}\n")
+    if results:
+        say(f"\n{report.table(report.COLUMNS, [row for result in results.values() for row in report.rows(result)])}\n")
     for name, result in results.items():
         for line in result.unavailable:
             say(f"not measured: {name}: {line}")
@@ -80,12 +102,21 @@ def _show(results: dict[str, Result], failed: dict[str, str], took: float) -> No
     for name, why in failed.items():
         print(f"{name} could not run: {why}", file=sys.stderr)
     if results:
-        say(f"{took:.0f} s; each round is in {REPORTS.relative_to(ROOT)}/")
+        say(f"{took:.0f} s; each round is in {report.shown(REPORTS)}/")
+
+
+def run_lab(names: Sequence[str]) -> int:
+    """Of all that was ever measured the page is made, also when Ctrl-C ends this."""
+    failed: dict[str, str] = {}
+    try:
+        return run(names, failed, lab.Limits())
+    finally:
+        say(f"the report: {report.shown(lab.write(REPORTS, PAGE, list(EXPERIMENTS), failed))}")
 
 
 def write_docs() -> int:
     try:
-        DOCS.write_text(report.page(REPORTS, list(EXPERIMENTS)))
+        DOCS.write_text(report.page(REPORTS, BENCH, [name for name in EXPERIMENTS if name not in BENCH]))
     except Failure as failure:
         print(failure, file=sys.stderr)
         return 2
@@ -98,16 +129,18 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> int:
-    names = sys.argv[1:] or list(EXPERIMENTS)
-    if names == ["--write-docs"]:
+    given = sys.argv[1:]
+    if given == ["--write-docs"]:
         return write_docs()
+    everything = given[:1] == ["lab"]
+    names = (given[1:] or list(EXPERIMENTS)) if everything else (given or list(BENCH))
     unknown = [name for name in names if name not in EXPERIMENTS]
     if unknown:
         print(f"{', '.join(unknown)}: no such experiment; there are {', '.join(EXPERIMENTS)}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        return run(list(dict.fromkeys(names)))
+        return (run_lab if everything else run)(list(dict.fromkeys(names)))
     except (SettingsError, Failure) as error:
         print(error, file=sys.stderr)
         return 2

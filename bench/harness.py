@@ -39,17 +39,26 @@ class Variant:
 
 @dataclass(frozen=True)
 class Round:
-    """One variant under load for one round. `cpu_us` is the CPU time of each tier per request."""
+    """One variant under load for one round. `cpu_us` is the CPU time of each tier per request; `latency_ms` is by
+    percentile.
+    """
 
     throughput: float
     cpu_us: Mapping[str, float]
-    p99_ms: float
+    latency_ms: Mapping[float, float]
     generator_busy: float
+
+    @property
+    def p99_ms(self) -> float:
+        return self.latency_ms[99.0]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure of a result: what was compared, round by round, and what it had to be."""
+    """One figure of a result: what was compared, round by round, and what it had to be.
+
+    `name` is "WHAT, OURS to BASE", from which sentences are made; a figure that is no ratio has a unit and any name.
+    """
 
     name: str
     figures: Figures
@@ -63,11 +72,15 @@ class Comparison:
 
 @dataclass
 class Result:
-    """What an experiment found. `unavailable` says what could not be had, and why."""
+    """What an experiment found. `unavailable` says what could not be had, and why.
+
+    `curves` are pictures of latency: title, variant, percentile, milliseconds.
+    """
 
     comparisons: list[Comparison] = field(default_factory=list)
     details: list[dict[str, str]] = field(default_factory=list)
     rounds: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, dict[str, dict[float, float]]] = field(default_factory=dict)
     unavailable: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -75,12 +88,17 @@ class Result:
 class Progress:
     """What runs, and about how long all of it will take still."""
 
-    def __init__(self, total_seconds: float) -> None:
-        self._end = time.monotonic() + total_seconds
+    def __init__(self, total_seconds: float = 0) -> None:
+        self.begin("", total_seconds)
+
+    def begin(self, what: str, seconds: float) -> None:
+        """From here on it is `what` that runs; it and all after it take about so long."""
+        self._what = what
+        self._end = time.monotonic() + seconds
 
     def step(self, text: str) -> None:
         left = max(self._end - time.monotonic(), 0)
-        line = f"about {left // 60:.0f}:{left % 60:02.0f} left  {text}"
+        line = f"about {left // 60:.0f}:{left % 60:02.0f} left  {self._what}{text}"
         if sys.stderr.isatty():
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
         else:
@@ -165,9 +183,15 @@ def _together(slices: Sequence[Slice]) -> Round:
     return Round(
         throughput=requests / elapsed,
         cpu_us={tier: sum(used[tier] for _, used in slices) / requests * 1e6 for tier in slices[0][1]},
-        p99_ms=median(outcome.p99_ms for outcome, _ in slices),
+        latency_ms=middle([outcome.latency_ms for outcome, _ in slices]),
         generator_busy=sum(outcome.busy * outcome.seconds for outcome, _ in slices) / elapsed,
     )
+
+
+def middle(latencies: Sequence[Mapping[float, float]]) -> dict[float, float]:
+    """The median of what was measured several times, for each percentile that all have: a curve of Result."""
+    common = [percentile for percentile in latencies[0] if all(percentile in each for each in latencies)]
+    return {percentile: median(each[percentile] for each in latencies) for percentile in common}
 
 
 def cpu_ratio(ours: Sequence[Round], base: Sequence[Round], tier: str) -> Figures:
@@ -194,4 +218,7 @@ def add_rounds(result: Result, request: Request, found: Mapping[str, Sequence[Ro
                 f"{request}, {name}: {load.generator()} itself took {busy:.0%} of a CPU, so the throughput is its own; "
                 "CPU per request is not touched by that"
             )
+    result.curves[f"latency of {request}"] = {
+        name: middle([each.latency_ms for each in rounds]) for name, rounds in found.items()
+    }
     result.rounds[str(request)] = {name: [asdict(each) for each in rounds] for name, rounds in found.items()}

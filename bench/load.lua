@@ -1,11 +1,12 @@
 -- wrk's side of bench/load.py: one kind of request, and the outcome as one line of JSON.
--- Arguments: METHOD BODY_FILE KEY_PREFIX "Name: value" ...; an empty KEY_PREFIX sends no Idempotency-Key.
+-- Arguments: METHOD BODY_FILE KEY_PREFIX PERCENTILES "Name: value" ...; PERCENTILES as in 50,99; an empty KEY_PREFIX
+-- sends no Idempotency-Key.
 
-local threads = 0
+local threads = {}
 
 function setup(thread)
-    thread:set("number", threads)
-    threads = threads + 1
+    thread:set("number", #threads)
+    table.insert(threads, thread)
 end
 
 function init(args)
@@ -15,7 +16,8 @@ function init(args)
         wrk.body = file:read("*a")
         file:close()
     end
-    for i = 4, #args do
+    percentiles = args[4]
+    for i = 5, #args do
         local name, value = args[i]:match("^([^:]+): (.*)$")
         wrk.headers[name] = value
     end
@@ -31,7 +33,11 @@ end
 
 function done(summary, latency)
     local e = summary.errors
-    io.write(string.format('{"requests":%d,"seconds":%f,"errors":%d,"p50_ms":%f,"p99_ms":%f}\n',
+    local latencies = {}
+    for percentile in threads[1]:get("percentiles"):gmatch("[^,]+") do
+        table.insert(latencies, string.format('"%s":%f', percentile, latency:percentile(tonumber(percentile)) / 1000))
+    end
+    io.write(string.format('{"requests":%d,"seconds":%f,"errors":%d,"latency_ms":{%s}}\n',
         summary.requests, summary.duration / 1e6, e.connect + e.read + e.write + e.timeout + e.status,
-        latency:percentile(50) / 1000, latency:percentile(99) / 1000))
+        table.concat(latencies, ",")))
 end

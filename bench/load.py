@@ -17,6 +17,8 @@ from bench.processes import CannotRun
 from stack.settings import ROOT
 
 SATURATED = 0.9  # of the CPU time its threads could have
+# Of the latency; what is asked of either generator.
+PERCENTILES = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one run of load. `busy` is the share of the CPU time that the generator could have used."""
+    """What came of one run of load. `latency_ms` is by percentile; `busy` is the share of the CPU time that the
+    generator could have used.
+    """
 
     requests: int
     seconds: float
     errors: int
-    p50_ms: float
-    p99_ms: float
+    latency_ms: Mapping[float, float]
     busy: float
+
+    @property
+    def p99_ms(self) -> float:
+        return self.latency_ms[99.0]
 
 
 def generator() -> str:
@@ -56,8 +63,9 @@ def run(url: str, request: Request, connections: int, seconds: float) -> Outcome
     with tempfile.NamedTemporaryFile("w", suffix=".body") as body:
         body.write(request.body)
         body.flush()
+        percentiles = ",".join(f"{each:g}" for each in PERCENTILES)
         headers = [f"{name}: {value}" for name, value in request.headers.items()]
-        arguments = [request.method, body.name if request.body else "", prefix, *headers]
+        arguments = [request.method, body.name if request.body else "", prefix, percentiles, *headers]
         target = url + request.path
         if generator() == "wrk":
             load = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "-s", str(ROOT / "bench/load.lua"), target]
@@ -71,6 +79,7 @@ def run(url: str, request: Request, connections: int, seconds: float) -> Outcome
         raise CannotRun(f"{generator()} gave no result: {done.strip()[-300:]}") from None
     if found["errors"] or not found["requests"]:
         raise CannotRun(f"{request} at {url}: {found['errors']} of {found['requests']} requests failed")
+    found["latency_ms"] = {float(percentile): ms for percentile, ms in found["latency_ms"].items()}
     return Outcome(**found, busy=cpu_seconds / found["seconds"])
 
 

@@ -13,7 +13,16 @@ from locust import FastHttpUser, constant, task
 from locust.env import Environment
 
 
-def main(target: str, users: int, seconds: float, method: str, body_file: str, prefix: str, lines: list[str]) -> None:
+def main(
+    target: str,
+    users: int,
+    seconds: float,
+    method: str,
+    body_file: str,
+    prefix: str,
+    percentiles: list[str],
+    lines: list[str],
+) -> None:
     headers = dict(line.split(": ", 1) for line in lines)
     body = Path(body_file).read_text() if body_file else None
     numbers = count()
@@ -38,13 +47,12 @@ def main(target: str, users: int, seconds: float, method: str, body_file: str, p
         "requests": total.num_requests,
         "seconds": time.monotonic() - start,
         "errors": total.num_failures,
-        "p50_ms": total.get_response_time_percentile(0.5) or 0,
-        "p99_ms": total.get_response_time_percentile(0.99) or 0,
+        "latency_ms": {each: total.get_response_time_percentile(float(each) / 100) or 0 for each in percentiles},
     }
     runner.quit()
     print(json.dumps(outcome), flush=True)
 
 
 if __name__ == "__main__":
-    url, users, seconds, method, body_file, prefix, *lines = sys.argv[1:]
-    main(url, int(users), float(seconds), method, body_file, prefix, lines)
+    url, users, seconds, method, body_file, prefix, percentiles, *lines = sys.argv[1:]
+    main(url, int(users), float(seconds), method, body_file, prefix, percentiles.split(","), lines)

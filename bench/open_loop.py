@@ -16,6 +16,7 @@ from itertools import count
 
 import uvloop
 
+from bench.load import PERCENTILES
 from bench.processes import CannotRun
 from proofs.open_loop import Connection
 
@@ -132,3 +133,9 @@ def percentile(values: list[float], share: float) -> float:
     """The smallest of `values` that at least `share` of them do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
+
+
+def curve(values: list[float]) -> dict[float, float]:
+    """The percentiles that so many values can tell: for the 99th it takes a hundred."""
+    told = [each for each in PERCENTILES if round(len(values) * (100 - each), 3) >= 100]
+    return {each: percentile(values, each / 100) for each in told}

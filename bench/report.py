@@ -1,4 +1,4 @@
-"""What a bench leaves: a table on the terminal, a JSON file for each experiment, and the page of docs/ made of them."""
+"""What a bench leaves: tables on the terminal, a JSON file for each experiment, and the page of docs/ made of them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from bench import load
+from bench.findings import figure, headlines, sentence
 from bench.harness import Comparison, Result
+from bench.ratios import Figures, Goal
 from stack import native
 from stack.console import Failure
+from stack.settings import ROOT
+from stack.settings import rows as rows_of_env
 
 PACKAGES = ("fastapi", "gunicorn", "uvicorn", "uvloop", "httptools", "prometheus-client")
 COLUMNS = ("what", "goal", "median", "90 % interval", "range", "finding")
 # docs/measurements.md, up to the first experiment.
 HEAD = """# Measurements
 
-What `make bench` found last. `python -m bench --write-docs` wrote this page from the files in `reports/bench/`;
-nothing here is written by hand.
+What `make bench` and `make lab` found last. `python -m bench --write-docs` wrote this page from the files in
+`reports/bench/`; nothing here is written by hand. `make lab` leaves the same with pictures in `reports/lab/`.
 
 Variants are loaded in turn in the same run, and compared round by round: a figure is the median of the rounds' ratios.
 Beside it stand the interval that holds the true median with 90 % confidence (under five rounds: the range, with less),
@@ -36,6 +41,7 @@ def conditions() -> dict[str, str]:
     """What the figures hang on: versions, CPUs, and the generator of the load."""
     found = {"CPUs": str(os.cpu_count()), "machine": platform.machine(), "Python": platform.python_version()}
     found["load from"] = load.generator()
+    found["app"] = rows_of_env()["APP_MODULE"]
     try:
         found["nginx"] = ".".join(map(str, native.nginx_version(native.nginx())))
     except Failure:
@@ -52,8 +58,9 @@ def _row(comparison: Comparison) -> list[str]:
     unit = f" {comparison.unit}" if comparison.unit else ""
     goal = f"{comparison.goal}{unit}" if comparison.goal else ""
     figures = comparison.figures
-    interval, whole = (f"{low:.2f} to {high:.2f}" for low, high in (figures.interval, (figures.low, figures.high)))
-    return [comparison.name, goal, f"{figures.median:.2f}{unit}", interval, whole, comparison.verdict]
+    ends = (figures.interval, (figures.low, figures.high))
+    interval, whole = (f"{figure(low)} to {figure(high)}" for low, high in ends)
+    return [comparison.name, goal, f"{figure(figures.median)}{unit}", interval, whole, comparison.verdict]
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -82,7 +89,7 @@ def write(folder: Path, name: str, question: str, result: Result) -> None:
         "question": question,
         "measured": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "conditions": conditions(),
-        "table": rows(result),
+        "headlines": [sentence(comparison) for comparison in headlines(result.comparisons)],
         "details": result.details,
         "unavailable": result.unavailable,
         "notes": result.notes,
@@ -98,37 +105,94 @@ def write(folder: Path, name: str, question: str, result: Result) -> None:
             }
             for comparison in result.comparisons
         ],
+        "curves": result.curves,
         "rounds": result.rounds,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
-def page(folder: Path, names: Sequence[str]) -> str:
-    """docs/measurements.md, from the NAME.json of each of `names`. Raises Failure where one has never been run."""
+@dataclass(frozen=True)
+class Stored:
+    """A result, read from its file, and what it hangs on."""
+
+    experiment: str
+    question: str
+    measured: str
+    conditions: Mapping[str, str]
+    result: Result
+
+
+def shown(path: Path) -> str:
+    """As a person in the folder of the repository would write it."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def read(folder: Path, names: Sequence[str]) -> list[Stored]:
+    """What `write` left in `folder` of each of `names`; nothing of those that were never run."""
+    files = [folder / f"{name}.json" for name in names]
+    return [_stored(json.loads(file.read_text())) for file in files if file.exists()]
+
+
+def _stored(found: Mapping[str, Any]) -> Stored:
+    result = Result(
+        comparisons=[_comparison(each) for each in found["findings"]],
+        details=found["details"],
+        rounds=found["rounds"],
+        curves={
+            title: {name: {float(share): ms for share, ms in curve.items()} for name, curve in curves.items()}
+            for title, curves in found.get("curves", {}).items()  # an older file has none
+        },
+        unavailable=found["unavailable"],
+        notes=found["notes"],
+    )
+    return Stored(found["experiment"], found["question"], found["measured"], found["conditions"], result)
+
+
+def _comparison(found: Mapping[str, Any]) -> Comparison:
+    goal = None
+    if found["goal"]:
+        relation, bound = found["goal"].rsplit(" ", 1)
+        goal = Goal(relation, float(bound))
+    return Comparison(found["name"], Figures(tuple(found["values"])), goal, found["unit"].replace("ratio", ""))
+
+
+def page(folder: Path, names: Sequence[str], optional: Sequence[str] = ()) -> str:
+    """docs/measurements.md, from the results of `names`, and of what has been run of `optional`.
+
+    Raises Failure where one of `names` has never been run.
+    """
     missing = [name for name in names if not (folder / f"{name}.json").exists()]
     if missing:
         raise Failure(f'no result of {", ".join(missing)} yet: make bench EXPERIMENTS="{" ".join(missing)}"')
-    found = [json.loads((folder / f"{name}.json").read_text()) for name in names]
-    alike = all(each["conditions"] == found[0]["conditions"] for each in found)
+    stored = read(folder, [*names, *optional])
+    alike = all(each.conditions == stored[0].conditions for each in stored)
     parts = [HEAD.rstrip()]
     if alike:
-        parts.append(_measured_with(found[0]["conditions"]))
-    for each in found:
+        parts.append(measured_with(stored[0].conditions))
+    for each in stored:
         parts.append(_section(each))
         if not alike:
-            parts.append(_measured_with(each["conditions"]))
+            parts.append(measured_with(each.conditions))
     return "\n\n".join(parts) + "\n"
 
 
-def _measured_with(around: Mapping[str, str]) -> str:
-    return "Measured with " + ", ".join(f"{name} {value}" for name, value in around.items()) + "."
+def measured_with(conditions: Mapping[str, str]) -> str:
+    return "Measured with " + ", ".join(f"{name} {value}" for name, value in conditions.items()) + "."
 
 
-def _section(found: Mapping[str, Any]) -> str:
-    parts = [f"## {found['experiment']}", found["question"], markdown_table(COLUMNS, found["table"])]
-    parts += [markdown_table(head, lines) for head, lines in details(found["details"])]
-    parts += [f"Not measured: {line}." for line in found["unavailable"]]
-    parts += [f"Note: {line}." for line in found["notes"]]
-    parts.append(f"`make bench EXPERIMENTS={found['experiment']}`, {found['measured']}.")
+def command(name: str) -> str:
+    """What measures it again."""
+    return f"make bench EXPERIMENTS={name}"
+
+
+def _section(stored: Stored) -> str:
+    result = stored.result
+    parts = [f"## {stored.experiment}", stored.question]
+    parts.append("\n".join(f"- {sentence(comparison)}" for comparison in headlines(result.comparisons)))
+    parts.append(markdown_table(COLUMNS, rows(result)))
+    parts += [markdown_table(head, lines) for head, lines in details(result.details)]
+    parts += [f"Not measured: {line}." for line in result.unavailable]
+    parts += [f"Note: {line}." for line in result.notes]
+    parts.append(f"`{command(stored.experiment)}`, {stored.measured}.")
     return "\n\n".join(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from statistics import median
 
-from bench import open_loop
+from bench import harness, open_loop
 from bench.harness import Comparison, Progress, Result
 from bench.open_loop import percentile
 from bench.processes import Bench
@@ -44,6 +44,7 @@ def seconds() -> float:
 def run(progress: Progress) -> Result:
     result = Result()
     found: dict[str, list[dict[str, float]]] = {OURS: [], SHARED: []}
+    curves: dict[str, list[dict[float, float]]] = {OURS: [], SHARED: []}
     with ExitStack() as stack:
         ports = {}
         for name, listeners in ((OURS, "per-worker"), (SHARED, "shared")):
@@ -67,14 +68,17 @@ def run(progress: Progress) -> Result:
             order = [OURS, SHARED] if number % 2 else [SHARED, OURS]
             for name in order:
                 progress.step(f"round {number + 1} of {ROUNDS}, {name}")
-                found[name].append(_round(ports[name], rate, seed=number))
-    for share, goal in GOALS.items():
-        name = f"p{share * 100:g}"
+                columns, curve = _round(ports[name], rate, seed=number)
+                found[name].append(columns)
+                curves[name].append(curve)
+    for quantile, goal in GOALS.items():
+        name = f"p{quantile * 100:g}"
         ratio = ratios([each[f"{name} ms"] for each in found[OURS]], [each[f"{name} ms"] for each in found[SHARED]])
         result.comparisons.append(Comparison(f"{name} of the fast requests, {OURS} to {SHARED}", ratio, goal))
     for name, rounds in found.items():
         medians = {column: f"{median(each[column] for each in rounds):.3g}" for column in rounds[0]}
         result.details.append({"variant": name, "of what saturates it": f"{UTILISATION * share:.0%}"} | medians)
+    result.curves["latency of the fast requests"] = {name: harness.middle(rounds) for name, rounds in curves.items()}
     result.rounds = dict(found)
     return result
 
@@ -104,11 +108,14 @@ def _objectives_hold(taken: dict[str, list[float]]) -> bool:
     return all(percentile(latencies, share / 100) <= float(objectives[f"SLO_P{share}_MS"]) for share in (50, 95, 99))
 
 
-def _round(port: int, rate: float, seed: int) -> dict[str, float]:
-    """What the fast ones and the slow ones took. Both variants get the same arrivals in the same round."""
+def _round(port: int, rate: float, seed: int) -> tuple[dict[str, float], dict[float, float]]:
+    """What the fast ones and the slow ones took, and the curve of the fast ones.
+
+    Both variants get the same arrivals in the same round.
+    """
     arrivals = open_loop.poisson(rate, SETTLE_SECONDS + SECONDS, FAST, SLOW, SLOW_SHARE, seed)
     taken = open_loop.run(port, arrivals)
     settling = sum(arrival.due < SETTLE_SECONDS and arrival.path == FAST for arrival in arrivals)
     fast = taken[FAST][settling:]
     columns = {"requests/s": rate} | {f"p{share * 100:g} ms": percentile(fast, share) for share in GOALS}
-    return columns | {"p50 ms of the slow": percentile(taken[SLOW], 0.5)}
+    return columns | {"p50 ms of the slow": percentile(taken[SLOW], 0.5)}, open_loop.curve(fast)

@@ -6,10 +6,10 @@ import time
 from contextlib import ExitStack
 from statistics import median
 
-from bench import burst_load, load
+from bench import burst_load, harness, load
 from bench.experiments.proxy import REQUEST
 from bench.harness import Comparison, Progress, Result
-from bench.open_loop import percentile
+from bench.open_loop import curve, percentile
 from bench.processes import Bench
 from bench.ratios import Goal, ratios
 
@@ -30,6 +30,7 @@ OURS, ASYNCIO, LOOP_ACCEPTS = "uvloop, all accepted at once", "asyncio", "uvloop
 WORKER_CLASSES = {OURS: "", ASYNCIO: "bench.workers.AsyncioWorker", LOOP_ACCEPTS: "bench.workers.LoopAcceptsWorker"}
 # Ten times the others, so that fewer rounds show it; and each takes seconds.
 EVERY = {OURS: 1, ASYNCIO: 1, LOOP_ACCEPTS: 2}
+WHAT = "the first requests"
 COLD_TO_WARM, TO_ASYNCIO = Goal("at most", 1.5), Goal("at most", 1.0)
 
 
@@ -41,6 +42,7 @@ def run(progress: Progress) -> Result:
     result = Result()
     cold: dict[str, list[float]] = {name: [] for name in WORKER_CLASSES}
     warm: list[float] = []
+    curves: dict[str, list[dict[float, float]]] = {}
     for number in range(ROUNDS):
         names = [name for name in WORKER_CLASSES if number % EVERY[name] == 0]
         turn = number % len(names)
@@ -51,25 +53,31 @@ def run(progress: Progress) -> Result:
                 stack.enter_context(bench.own_folder())
                 stack.enter_context(bench.app(f"--worker-class {cls}" if (cls := WORKER_CLASSES[name]) else ""))
                 stack.enter_context(bench.nginx())
-                cold[name].append(_p99(bench))
+                taken = _burst(bench)
+                cold[name].append(percentile(taken, 0.99))
+                curves.setdefault(f"{name}, cold", []).append(curve(taken))
                 if name == OURS:
                     load.run(bench.url, REQUEST, CONNECTIONS // 4, WARM_UP_SECONDS)
-                    warm.append(median(_p99(bench) for _ in range(WARM_BURSTS)))
+                    bursts = [_burst(bench) for _ in range(WARM_BURSTS)]
+                    warm.append(median(percentile(taken, 0.99) for taken in bursts))
+                    curves.setdefault(f"{name}, warm", []).append(harness.middle([curve(taken) for taken in bursts]))
     ours = cold[OURS]
-    what = "p99 of the first requests"
+    what = f"p99 of {WHAT} when cold"
     result.comparisons = [
-        Comparison(f"{what}, cold stack to warm", ratios(ours, warm), COLD_TO_WARM),
-        Comparison(f"{what}, cold, uvloop to asyncio", ratios(ours, cold[ASYNCIO]), TO_ASYNCIO),
+        Comparison(f"p99 of {WHAT}, a cold stack to a warm one", ratios(ours, warm), COLD_TO_WARM),
+        Comparison(f"{what}, uvloop to asyncio", ratios(ours, cold[ASYNCIO]), TO_ASYNCIO),
         Comparison(
-            f"{what}, cold, all accepted at once to uvloop's own server",
+            f"{what}, accepting all at once to uvloop's own server",
             ratios(ours[:: EVERY[LOOP_ACCEPTS]], cold[LOOP_ACCEPTS]),
         ),
     ]
+    result.curves[f"latency of {WHAT}"] = {name: harness.middle(taken) for name, taken in curves.items()}
     result.rounds = {f"{name}, cold": taken for name, taken in cold.items()} | {f"{OURS}, warm": warm}
     result.details = [{"variant": name, "p99 ms": f"{median(taken):.0f}"} for name, taken in result.rounds.items()]
     return result
 
 
-def _p99(bench: Bench) -> float:
+def _burst(bench: Bench) -> list[float]:
+    """Milliseconds to the first answer on each connection."""
     time.sleep(REST_SECONDS)  # the end of the start, or of the burst before, is not part of this one
-    return percentile(burst_load.first_answers(bench.http_port, CONNECTIONS, BURST_SECONDS), 0.99)
+    return burst_load.first_answers(bench.http_port, CONNECTIONS, BURST_SECONDS)

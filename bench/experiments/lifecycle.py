@@ -59,7 +59,7 @@ def run(progress: Progress) -> Result:
         Comparison(
             f"app CPU per request, {OURS} to {STOCK}", harness.cpu_ratio(found[OURS], found[STOCK], "app"), GOAL
         ),
-        Comparison("CPU of one worker's replacement, the same", ratios(replacing[OURS], replacing[STOCK])),
+        Comparison(f"CPU of one worker's replacement, {OURS} to {STOCK}", ratios(replacing[OURS], replacing[STOCK])),
     ]
     for name, taken in replacing.items():
         row = {"variant": name, "CPU s of one replacement": f"{median(taken):.2f}"}

@@ -34,7 +34,7 @@ REQUESTS = (
     Request("GET", "/", FROM_NGINX),
     Request("POST", "/orders", FROM_NGINX | {"Content-Type": "application/json"}, json.dumps(ORDER), keyed=True),
 )
-SHELL, BARE = "whole shell", "bare app"
+SHELL, BARE = "the whole shell", "the bare app"
 
 
 def seconds() -> float:
@@ -55,7 +55,5 @@ def run(progress: Progress) -> Result:
             found = harness.measure(variants, request, ROUNDS, CONNECTIONS, progress)
             harness.add_rounds(result, request, found)
             ratio = harness.cpu_ratio(found[SHELL], found[BARE], "app")
-            result.comparisons.append(
-                Comparison(f"app CPU per request, {SHELL} to {BARE}, {request}", ratio, GOAL)
-            )  # fmt: skip
+            result.comparisons.append(Comparison(f"app CPU of a {request}, {SHELL} to {BARE}", ratio, GOAL))
     return result

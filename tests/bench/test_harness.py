@@ -87,7 +87,7 @@ def test_an_unknown_experiment_is_one_line_that_names_the_known(
     assert command.main() == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "shel: no such experiment; there are shell, proxy, lifecycle, balance, burst, start" in error
+    assert f"shel: no such experiment; there are {', '.join(command.EXPERIMENTS)}" in error
 
 
 def test_the_page_shows_question_goal_median_interval_range_and_finding(tmp_path: Path) -> None:
@@ -109,3 +109,13 @@ def test_no_page_is_made_while_an_experiment_has_no_result(tmp_path: Path) -> No
     report.write(tmp_path, "shell", "How much?", result(1.1, goal=None))
     with pytest.raises(Failure, match='make bench EXPERIMENTS="balance burst"'):
         report.page(tmp_path, ["shell", "balance", "burst"])
+
+
+def test_the_page_has_what_the_lab_measured_and_does_not_ask_for_the_rest(tmp_path: Path) -> None:
+    report.write(tmp_path, "shell", "How much?", result(1.1, goal=None))
+    report.write(tmp_path, "servers", "Which one?", Result([Comparison("throughput, a to b", Figures((1.4, 1.5)))]))
+    page = report.page(tmp_path, ["shell"], ["servers", "sync"])
+    assert (
+        "## servers\n\nWhich one?\n\n- With a, the throughput is 1.45 (1.40 to 1.50) times that with b: more.\n" in page
+    )
+    assert "sync" not in page
