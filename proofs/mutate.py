@@ -42,7 +42,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make mutate", description=__doc__)
     parser.add_argument("only", nargs="?", default="", help="part of a setting's name")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--write-docs", action="store_true", help="write the pages from the last run")
     arguments = parser.parse_args()
+    # In the background of a script SIGINT is ignored, here and in all that is started from here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if (wrong := faults(inventory())) and not os.environ.get("INCOMPLETE"):
         print("\n".join(wrong), file=sys.stderr)
         return 2
@@ -50,15 +53,16 @@ def main() -> int:
     if not chosen:
         print(f"ONLY={arguments.only}: no setting's name holds that; make mutate lists them all", file=sys.stderr)
         return 2
+    if arguments.write_docs:
+        return write_docs()
     tree = digest()
-    results = {} if arguments.only else load(tree)
-    missing = [setting for setting in chosen if setting.names[0] not in results.get("settings", {})]
-    if not arguments.only and len(missing) < len(chosen):
+    results = load(tree)
+    known = {} if arguments.only else results.get("settings", {})
+    missing = [setting for setting in chosen if setting.names[0] not in known]
+    if len(missing) < len(chosen):
         print(f"{len(chosen) - len(missing)} of {len(chosen)} are known from a run before", flush=True)
     results = {"tree": tree, "with": results.get("with", {}), "settings": results.get("settings", {})}
     baseline(sorted({proof for s in chosen for proof in s.proofs} - results["with"].keys()), results)
-    if not arguments.only:
-        save(results)
     lock, begun = threading.Lock(), time.monotonic()
     with ThreadPoolExecutor(arguments.jobs) as threads:
         futures = {threads.submit(mutate, setting): setting for setting in in_turn(missing)}
@@ -70,13 +74,22 @@ def main() -> int:
                       f"-> {setting.change}: {found['without']}", flush=True)  # fmt: skip
                 with lock:
                     results["settings"][setting.names[0]] = found
-                    if not arguments.only:
-                        save(results)
+                    save(results)
         except KeyboardInterrupt:
             threads.shutdown(cancel_futures=True)
             print("interrupted; make mutate goes on from here", file=sys.stderr)
             return 130
     return report(chosen, results, complete=not arguments.only)
+
+
+def write_docs() -> int:
+    results: Found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"settings": {}}
+    unknown = [s.names[0] for s in TABLE if isinstance(s, Setting) and s.names[0] not in results["settings"]]
+    if unknown:
+        print(f"no result yet of {len(unknown)} settings, {unknown[0]} the first: make mutate", file=sys.stderr)
+        return 2
+    pages.write(results)
+    return 0
 
 
 def in_turn(settings: list[Setting]) -> list[Setting]:
@@ -125,11 +138,11 @@ def baseline(proofs: list[str], results: Found) -> None:
         return
     print(f"{len(proofs)} proofs, on the tree as it is", flush=True)
     cases, output = pytest(ROOT, proofs, "--numprocesses", "2", "--dist", "loadgroup", seconds=3600)
+    results["with"] |= {case["id"]: "passes" for case in cases if case["verdict"] == "passed"}
+    save(results)
     bad = [f"{case['id']}: {case['verdict']}: {case['message']}" for case in cases if case["verdict"] != "passed"]
     if bad or not cases:
         sys.exit("\n".join(bad) or output)
-    for proof in proofs:
-        results["with"][proof] = "passes"
 
 
 def mutate(setting: Setting) -> Found:
@@ -168,10 +181,10 @@ def pytest(root: Path, proofs: Sequence[str], *options: str, seconds: float) -> 
         output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)  # pytest's fixtures stop what they started
-        output, _ = process.communicate(timeout=120)
+        output = _last_words(process)
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
+        _last_words(process)
         raise
     cases = []
     if report.exists():
@@ -184,6 +197,14 @@ def pytest(root: Path, proofs: Sequence[str], *options: str, seconds: float) -> 
             cases.append({"id": f"{path}::{case.get('name')}", "verdict": verdict, "message": message})
         report.unlink()
     return cases, output
+
+
+def _last_words(process: subprocess.Popen[str]) -> str:
+    try:
+        return process.communicate(timeout=120)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0]
 
 
 def in_short(message: str) -> str:

@@ -181,7 +181,8 @@ def test_a_client_that_leaves_before_its_answer_is_a_499(stack: Stack) -> None:
 def test_nothing_says_which_nginx_this_is(stack: Stack) -> None:
     with stack.client() as client:
         for path in ("/", "/metrics"):
-            assert client.get(path).headers["server"] == "nginx"
+            server = client.get(path).headers["server"]
+            assert server == "nginx", f"everybody is told that this is {server}"
 
 
 def assert_json_error(answer: httpx.Response, status: int, error: str) -> None:

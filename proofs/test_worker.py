@@ -306,7 +306,7 @@ def small() -> Iterator[Stack]:
         "WORKER_MEMORY_MB": "20",
         "WORKER_TIMEOUT_SECONDS": "60",
     }
-    yield from started(Stack("native", "recycling", **rows, WORKER_TIMEOUT_SECONDS="60"))
+    yield from started(Stack("native", "recycling", **rows))
 
 
 def test_a_memory_limit_below_a_new_worker_is_not_applied(small: Stack) -> None:

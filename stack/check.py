@@ -65,6 +65,12 @@ def _workers(settings: StackSettings, in_compose: bool) -> str:
     usable = min(cpus.usable(), settings.app_cpus) if in_compose else cpus.usable()
     if advice := cpus.advice(settings.workers, usable):
         raise Failure(advice)
+    processes = (os.cpu_count() or 1) + 2  # nginx counts the machine's CPUs, whatever NGINX_CPUS is
+    if in_compose and processes > settings.nginx_pids:
+        raise Failure(
+            f"NGINX_PIDS={settings.nginx_pids}: nginx starts a worker for each of {os.cpu_count()} CPUs, and cannot; "
+            f"set it to {2 * processes}, or a number in place of auto in nginx/templates/nginx.conf.template"
+        )
     if in_compose and (advice := memory.advice(settings.workers, settings.worker_memory_mb, settings.app_memory)):
         raise Failure(advice)
     return f"WORKERS={settings.workers} on {usable:g} CPUs, one for each"
