@@ -209,10 +209,9 @@ def _last_words(process: subprocess.Popen[str]) -> str:
 
 def in_short(message: str) -> str:
     """What a failed assertion says, in one line."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    text = re.sub(r"^(AssertionError: |assert )+", "", lines[0] if lines else "")
-    if text.endswith(":"):  # of what follows, the end says why
-        text += f" {lines[-1]}"
+    text = next((line.strip() for line in message.splitlines() if line.strip()), "")
+    text = re.sub(r'^failed on setup with "|\s*\[\+\d+ more lines.*|"$', "", text)
+    text = re.sub(r"^(AssertionError: |assert )+", "", text)
     text = re.sub(r"127\.0\.0\.1:\d{5}", "127.0.0.1:PORT", text)
     return text if len(text) <= 160 else text[:157] + "..."
 

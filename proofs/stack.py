@@ -144,7 +144,8 @@ class Stack:
 
     def up(self) -> None:
         done = self.make("up")
-        assert done.returncode == 0, f"make up failed:\n{done.stdout}{done.stderr}"
+        said = f"{done.stdout}{done.stderr}".strip()
+        assert done.returncode == 0, f"make up failed: {said.splitlines()[-1] if said else ''}\n{said}"
 
     def down(self) -> None:
         if self.way == "compose":
