@@ -55,7 +55,7 @@ soak: .venv ## a million requests while workers, replicas and nginx are replaced
 	@$(PYTHON) -m proofs.soak
 
 mutate: .venv ## revert one setting at a time and see a proof fail (ONLY=part-of-a-name for some); writes docs/settings.md
-	@$(PYTHON) -m proofs.mutate $(ONLY)
+	@$(PYTHON) -m proofs.mutate "$(ONLY)"
 
 clean: down ## stop it, and remove what it and the tests left: volumes, images, reports, caches
 	@if docker version >/dev/null 2>&1; then docker compose down --volumes --rmi local --remove-orphans; fi

@@ -2,7 +2,8 @@
 
 ONLY=name runs those settings whose name holds it. What was found is kept in reports/mutate/, so that a run that was
 interrupted goes on where it stopped; it starts over when a file of the tree has changed. A complete run writes
-docs/settings.md and docs/symptoms.md. Exit status 1 when a change went unnoticed.
+docs/settings.md and docs/symptoms.md, and so does --write-docs from what was found last. Exit status 1 when a change
+went unnoticed.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main() -> int:
     arguments = parser.parse_args()
     # In the background of a script SIGINT is ignored, here and in all that is started from here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if (wrong := faults(inventory())) and not os.environ.get("INCOMPLETE"):
+    if wrong := faults(inventory()):
         print("\n".join(wrong), file=sys.stderr)
         return 2
     chosen = [s for s in TABLE if isinstance(s, Setting) and any(arguments.only in name for name in s.names)]
@@ -56,16 +57,15 @@ def main() -> int:
     if arguments.write_docs:
         return write_docs()
     tree = digest()
-    results = load(tree)
-    known = {} if arguments.only else results.get("settings", {})
-    missing = [setting for setting in chosen if setting.names[0] not in known]
-    if len(missing) < len(chosen):
-        print(f"{len(chosen) - len(missing)} of {len(chosen)} are known from a run before", flush=True)
-    results = {"tree": tree, "with": results.get("with", {}), "settings": results.get("settings", {})}
-    baseline(sorted({proof for s in chosen for proof in s.proofs} - results["with"].keys()), results)
+    results = load()
+    again = chosen if arguments.only else [s for s in chosen if not is_known(results["settings"], s.names[0], tree)]
+    if len(again) < len(chosen):
+        print(f"{len(chosen) - len(again)} of {len(chosen)} are known from a run before", flush=True)
+    proofs = sorted({proof for setting in again for proof in setting.proofs})
+    baseline([proof for proof in proofs if not is_known(results["with"], proof, tree)], results, tree)
     lock, begun = threading.Lock(), time.monotonic()
     with ThreadPoolExecutor(arguments.jobs) as threads:
-        futures = {threads.submit(mutate, setting): setting for setting in in_turn(missing)}
+        futures = {threads.submit(mutate, setting): setting for setting in in_turn(again)}
         try:
             for number, future in enumerate(as_completed(futures), start=1):
                 setting, found = futures[future], future.result()
@@ -73,7 +73,7 @@ def main() -> int:
                 print(f"{number} of {len(futures)}, {left / 60:.0f} min left: {found['verdict']:8} {setting.names[0]} "
                       f"-> {setting.change}: {found['without']}", flush=True)  # fmt: skip
                 with lock:
-                    results["settings"][setting.names[0]] = found
+                    results["settings"][setting.names[0]] = found | {"tree": tree}
                     save(results)
         except KeyboardInterrupt:
             threads.shutdown(cancel_futures=True)
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def write_docs() -> int:
-    results: Found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"settings": {}}
+    results = load()
     unknown = [s.names[0] for s in TABLE if isinstance(s, Setting) and s.names[0] not in results["settings"]]
     if unknown:
         print(f"no result yet of {len(unknown)} settings, {unknown[0]} the first: make mutate", file=sys.stderr)
@@ -117,12 +117,17 @@ def digest() -> str:
     return whole.hexdigest()[:16]
 
 
-def load(tree: str) -> Found:
+def load() -> Found:
+    """What is known: of each setting, and of each proof without a change; each with the tree that it was seen on."""
     try:
         found: Found = json.loads(RESULTS.read_text())
     except (OSError, ValueError):
-        return {}
-    return found if found.get("tree") == tree else {}
+        found = {}
+    return {"with": {}, "settings": {}} | found
+
+
+def is_known(found: Found, name: str, tree: str) -> bool:
+    return name in found and found[name]["tree"] == tree
 
 
 def save(results: Found) -> None:
@@ -132,13 +137,13 @@ def save(results: Found) -> None:
     part.replace(RESULTS)
 
 
-def baseline(proofs: list[str], results: Found) -> None:
+def baseline(proofs: list[str], results: Found, tree: str) -> None:
     """Run the proofs on the tree as it is. Exits when one fails: a proof that always fails notices nothing."""
     if not proofs:
         return
     print(f"{len(proofs)} proofs, on the tree as it is", flush=True)
     cases, output = pytest(ROOT, proofs, "--numprocesses", "2", "--dist", "loadgroup", seconds=3600)
-    results["with"] |= {case["id"]: "passes" for case in cases if case["verdict"] == "passed"}
+    results["with"] |= {case["id"]: {"tree": tree} for case in cases if case["verdict"] == "passed"}
     save(results)
     bad = [f"{case['id']}: {case['verdict']}: {case['message']}" for case in cases if case["verdict"] != "passed"]
     if bad or not cases:

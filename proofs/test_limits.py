@@ -60,26 +60,39 @@ def test_a_host_header_beside_another_name_in_the_request_line_does_not_reach_th
 
 
 def test_a_burst_of_connections_waits_for_a_busy_nginx(strict: Stack) -> None:
-    """nginx is frozen, the kernel holds them ready. Without a place a client's kernel asks again after a second."""
-    wanted = 700
-    assert int(rows()["LISTEN_BACKLOG"]) > wanted
-    nginx = nginx_processes(strict)
-    connections = [socket.socket() for _ in range(wanted)]
-    try:
-        signal_all(nginx, "STOP")
-        for connection in connections:
-            connection.setblocking(False)
-            connection.connect_ex(("127.0.0.1", strict.http_port))
-        end = time.monotonic() + 3
-        while (taken := established(connections)) < wanted and time.monotonic() < end:
-            time.sleep(0.05)
-    finally:
-        signal_all(nginx, "CONT")
-        for connection in connections:
-            connection.close()
-    assert taken == wanted, f"a busy nginx let {taken} of {wanted} connections in"
+    let_in, wanted = burst(nginx_processes(strict), strict.http_port)
+    assert let_in == wanted, f"a busy nginx let {let_in} of {wanted} connections in"
     with strict.client() as client:
         assert client.get("/").status_code == 200
+
+
+def test_a_burst_of_connections_waits_for_a_busy_worker(strict: Stack) -> None:
+    (worker,) = [each["pid"] for each in strict.workers() if each["slot"] == 0]
+    let_in, wanted = burst([worker], strict.app_port)
+    assert let_in == wanted, f"a busy worker let {let_in} of {wanted} connections in"
+
+
+def burst(processes: list[int], port: int) -> tuple[int, int]:
+    """Of so many connections at once, how many get in while the processes are frozen: the kernel holds them ready.
+
+    Without a place a client's kernel asks again after a second.
+    """
+    wanted = 700
+    assert int(rows()["LISTEN_BACKLOG"]) > wanted
+    connections = [socket.socket() for _ in range(wanted)]
+    try:
+        signal_all(processes, "STOP")
+        for connection in connections:
+            connection.setblocking(False)
+            connection.connect_ex(("127.0.0.1", port))
+        end = time.monotonic() + 3
+        while (let_in := established(connections)) < wanted and time.monotonic() < end:
+            time.sleep(0.05)
+    finally:
+        signal_all(processes, "CONT")
+        for connection in connections:
+            connection.close()
+    return let_in, wanted
 
 
 def established(connections: list[socket.socket]) -> int:

@@ -29,6 +29,14 @@ SETTINGS: list[Setting | Unproven] = [
         breaks_start=True,
     ),
     Setting(
+        [".env: LISTEN_BACKLOG"],
+        "So many connections wait in the kernel while a worker is busy, and while nginx is.",
+        "100, as sockets have it in Python's asyncio",
+        "100 for the workers",
+        [(WORKER, "listener.listen(settings.listen_backlog)", "listener.listen(100)")],
+        ["proofs/test_limits.py::test_a_burst_of_connections_waits_for_a_busy_worker"],
+    ),
+    Setting(
         ["gunicorn.conf.py: workers", ".env: WORKERS"],
         "How many processes serve: one for each CPU.",
         "1",

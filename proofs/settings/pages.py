@@ -34,17 +34,23 @@ def write(results: dict[str, Any]) -> None:
 
 
 def settings_page(results: dict[str, Any]) -> str:
-    verdicts = Counter(results["settings"][s.names[0]]["verdict"] for s in TABLE if isinstance(s, Setting))
+    tried = [results["settings"][setting.names[0]] for setting in TABLE if isinstance(setting, Setting)]
+    verdicts = Counter(found["verdict"] for found in tried)
     unproven = [setting for setting in TABLE if isinstance(setting, Unproven)]
     names = sum(len(setting.names) for setting in TABLE)
     without = sum(len(setting.names) for setting in unproven)
-    seconds = sum(found["seconds"] for found in results["settings"].values())
+    seconds = sum(found["seconds"] for found in tried)
     text = SETTINGS_HEAD + (
         f"{names} settings in {len(TABLE)} entries: {verdicts['killed']} changes were noticed by a proof, "
         f"{verdicts['survived']} went unnoticed, {verdicts['broken']} could not be tried; {without} settings "
         f"({without / names:.1%}) are listed with the reason why they cannot be proved here. "
         f"The changes took {seconds / 60:.0f} minutes, two side by side half of that.\n"
     )
+    trees = Counter(found["tree"] for found in tried)
+    if len(trees) > 1:
+        text += (
+            f"\n{trees.total() - max(trees.values())} of them were tried on another state of the tree than the rest.\n"
+        )
     section = ""
     for setting in TABLE:
         file = setting.names[0].partition(": ")[0]

@@ -42,7 +42,7 @@ SETTINGS: list[Setting | Unproven] = [
         [UNKNOWN],
     ),
     Setting(
-        ["nginx.conf: default server / listen backlog", ".env: LISTEN_BACKLOG"],
+        ["nginx.conf: default server / listen backlog"],
         "So many connections wait in the kernel while nginx is busy; the next one waits a second or is given up.",
         "511",
         "the default",
