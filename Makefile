@@ -49,7 +49,7 @@ capacity: .venv ## find the highest rate at which the objectives of .env hold, a
 	@$(PYTHON) -m bench.capacity
 
 zero-loss: .venv ## each event with and without the setting that makes it harmless; writes the table of docs/zero-loss.md
-	@$(PYTHON) -m proofs.zero_loss
+	@$(PYTHON) -m proofs.zero_loss $(EVENTS)
 
 soak: .venv ## a million requests while workers, replicas and nginx are replaced over and over
 	@$(PYTHON) -m proofs.soak

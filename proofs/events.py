@@ -34,7 +34,7 @@ def hang_up(stack: Stack, load: OpenLoop, times: int = 5) -> None:
 
 
 def stall(stack: Stack, load: OpenLoop, times: int = 5) -> None:
-    """One worker stands still for a second and a half, five times."""
+    """One worker stands still for a second and a half, so many times."""
     for _ in range(times):
         with stack.client() as client:
             client.get("/work/block?ms=1500")
