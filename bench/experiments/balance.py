@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from statistics import median
 
 from bench import harness, open_loop
+from bench.capacity.probe import Objectives
+from bench.capacity.search import bisect, by_majority
 from bench.harness import Comparison, Progress, Result
 from bench.open_loop import percentile
-from bench.probe import Objectives
 from bench.processes import Bench
 from bench.ratios import Goal, ratios
-from bench.search import bisect, by_majority
 from stack.settings import checked
 
 QUESTION = (

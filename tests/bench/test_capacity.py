@@ -12,13 +12,15 @@ import pytest
 
 from app.server import budget
 from app.server.settings import read
-from bench import capacity, capacity_report, probe, recommend, search, target
-from bench.capacity import Found, hand_over, options
-from bench.knee import NoneHolds, TooNoisy, Trials, find
-from bench.probe import Objectives, Probe, Sent, mean_under_way, most_at_once
+from bench import target
+from bench.capacity import __main__ as capacity
+from bench.capacity import curve, probe, recommend, search
+from bench.capacity.__main__ import Found, hand_over, options
+from bench.capacity.knee import NoneHolds, TooNoisy, Trials, find
+from bench.capacity.probe import Objectives, Probe, Sent, mean_under_way, most_at_once
+from bench.capacity.recommend import Measured, Recommendation, best, with_rows
+from bench.capacity.recommend import recommend as recommended
 from bench.processes import CannotRun
-from bench.recommend import Measured, Recommendation, best, with_rows
-from bench.recommend import recommend as recommended
 from bench.target import Target
 from stack.console import Failure
 from stack.settings import GIVEN, ROOT, StackSettings
@@ -89,14 +91,14 @@ def test_a_rate_that_two_searches_find_and_two_probes_confirm_is_found() -> None
 
 def test_a_rate_that_cannot_be_confirmed_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     trials = Scripted(200)
-    monkeypatch.setattr("bench.search.agreed", lambda findings: 300.0)
+    monkeypatch.setattr("bench.capacity.search.agreed", lambda findings: 300.0)
     with pytest.raises(TooNoisy, match="not when it was confirmed"):
         find(trials)
 
 
 def test_searches_that_disagree_are_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = iter([100.0, 130.0, 170.0])
-    monkeypatch.setattr("bench.search.bisect", lambda *arguments: next(findings))
+    monkeypatch.setattr("bench.capacity.search.bisect", lambda *arguments: next(findings))
     with pytest.raises(TooNoisy, match="100, 130, 170 requests/s"):
         find(Scripted(200))
 
@@ -355,16 +357,16 @@ def test_options_are_checked() -> None:
 
 def test_the_report_has_each_probe_and_the_knee(tmp_path: Path) -> None:
     probes = [probed(16), probed(64, p99_ms=200), probed(128, ("p99 2000 ms",), p99_ms=2000)]
-    lines = capacity_report.curve(probes, knee=64).splitlines()
+    lines = curve.curve(probes, knee=64).splitlines()
     assert len(lines) == 4
     assert "holds: the knee" in lines[2]
     assert "p99 2000 ms" in lines[3]
-    picture = capacity_report.svg(probes, 64, OBJECTIVES, "a <title>")
+    picture = curve.svg(probes, 64, OBJECTIVES, "a <title>")
     circles = [each for each in ElementTree.fromstring(picture).iter() if each.tag.endswith("circle")]
     assert len(circles) == 9
     assert [each.get("fill") for each in circles].count("white") == 3
     assert "the knee: 64/s" in picture
-    capacity_report.write(tmp_path, picture, {"probes": capacity_report.as_json(probes)})
+    curve.write(tmp_path, picture, {"probes": curve.as_json(probes)})
     assert [each["held"] for each in json.loads((tmp_path / "capacity.json").read_text())["probes"]] == [
         True, True, False
     ]  # fmt: skip

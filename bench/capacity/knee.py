@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from statistics import median
 
-from bench import probe, search
+from bench.capacity import probe, search
+from bench.capacity.probe import Objectives, Probe
+from bench.capacity.recommend import USUAL, Measured
 from bench.harness import Progress
-from bench.probe import Objectives, Probe
-from bench.recommend import USUAL, Measured
 from bench.target import Target
 
 START, FACTOR = 16.0, 2.0

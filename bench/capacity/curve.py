@@ -10,8 +10,8 @@ from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any
 
-from bench.probe import Objectives, Probe
-from bench.recommend import Recommendation
+from bench.capacity.probe import Objectives, Probe
+from bench.capacity.recommend import Recommendation
 from bench.report import table
 from bench.scale import Scale
 

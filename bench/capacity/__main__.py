@@ -23,12 +23,13 @@ from dotenv import dotenv_values
 
 from app.server import budget, cpus
 from app.server.settings import SettingsError, read
-from bench import capacity_report, probe, recommend, report, search, target
+from bench import report, target
+from bench.capacity import curve, probe, recommend, search
+from bench.capacity.knee import NoneHolds, TooNoisy, Trials, find, find_roughly, measured
+from bench.capacity.probe import Objectives, Probe
+from bench.capacity.recommend import USUAL, Measured
 from bench.harness import Progress
-from bench.knee import NoneHolds, TooNoisy, Trials, find, find_roughly, measured
-from bench.probe import Objectives, Probe
 from bench.processes import Bench, CannotRun
-from bench.recommend import USUAL, Measured
 from bench.target import Target
 from stack.console import Failure, say
 from stack.settings import GIVEN, ROOT, StackSettings, checked
@@ -189,9 +190,9 @@ def show(found: Found) -> None:
         knee = found.rate
         if knee is not None:
             knee = max((each.rate for each in found.probes if each.held and each.rate <= knee * 1.001), default=None)
-        say(f"\n{capacity_report.curve(found.probes, knee)}\n")
-        picture = capacity_report.svg(found.probes, found.rate, found.objectives, str(found.target))
-        capacity_report.write(REPORTS, picture, _as_json(found))
+        say(f"\n{curve.curve(found.probes, knee)}\n")
+        picture = curve.svg(found.probes, found.rate, found.objectives, str(found.target))
+        curve.write(REPORTS, picture, _as_json(found))
     if found.rate is not None:
         searches = ", ".join(f"{each:.0f}" for each in found.searches)
         say(f"capacity: {found.rate:.1f} requests/s within the objectives (searches: {searches})")
@@ -207,7 +208,7 @@ def show(found: Found) -> None:
 def _as_json(found: Found) -> dict[str, Any]:
     return {
         "measured": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "conditions": report.conditions() | {"app": found.target.module, "load from": "bench.probe"},
+        "conditions": report.conditions() | {"app": found.target.module, "load from": "bench.capacity.probe"},
         "target": asdict(found.target),
         "objectives": asdict(found.objectives),
         "rate": found.rate,
@@ -217,7 +218,7 @@ def _as_json(found: Found) -> dict[str, Any]:
         "by_workers": [asdict(each) for each in found.by_workers],
         "recommendations": [asdict(each) for each in found.recommendations],
         "notes": found.notes,
-        "probes": capacity_report.as_json(found.probes),
+        "probes": curve.as_json(found.probes),
     }
 
 
@@ -226,7 +227,7 @@ def hand_over(recommendations: list[recommend.Recommendation], write: bool, path
     rows = {each.row: each.value for each in recommendations if each.changes}
     if not write or not rows:
         say(f"\nfor this machine and this app{'' if rows else ', as .env has it'}:\n")
-        say(capacity_report.rows_to_paste(recommendations))
+        say(curve.rows_to_paste(recommendations))
         if rows:
             say("\nmake capacity WRITE=1 writes them into .env")
         return

@@ -1,0 +1,1 @@
+"""make capacity: the highest arrival rate at which the objectives hold, and what to set for it."""
