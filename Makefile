@@ -41,7 +41,8 @@ deploy: .venv ## build the app and replace the running containers by the new one
 bench: .venv ## what the shell and the proxy cost, measured side by side
 	@$(PYTHON) -m bench $(EXPERIMENTS)
 
-# APP_MODULE and PATHS on the command line name another app: make lab APP_MODULE=app.yours:app PATHS="/ /items"
+# APP_MODULE and PATHS on the command line name another app (lab asks for the first of the paths, capacity for all):
+# make lab APP_MODULE=app.yours:app PATHS=/items
 lab: .venv ## what each choice costs, on one page with pictures: reports/lab/index.html (EXPERIMENTS="shell proxy" for some)
 	@$(PYTHON) -m bench lab $(EXPERIMENTS)
 

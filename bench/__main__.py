@@ -19,7 +19,22 @@ from types import FrameType, ModuleType
 
 from app.server.settings import SettingsError
 from bench import cpu, lab, load, report
-from bench.experiments import balance, burst, lifecycle, overload, proxy, shell, start
+from bench.experiments import (
+    balance,
+    burst,
+    connections,
+    keepalive,
+    layers,
+    lifecycle,
+    overload,
+    proxy,
+    servers,
+    shell,
+    start,
+    sync,
+    tiers,
+    workers,
+)
 from bench.harness import Progress, Result
 from bench.processes import CannotRun
 from stack.console import Failure, say
@@ -28,11 +43,18 @@ from stack.settings import ROOT, checked
 # Each has a QUESTION, seconds() and run(progress) -> Result. `make lab` runs all of them.
 EXPERIMENTS: dict[str, ModuleType] = {
     "shell": shell,
+    "layers": layers,
     "proxy": proxy,
+    "tiers": tiers,
     "lifecycle": lifecycle,
     "balance": balance,
     "burst": burst,
     "overload": overload,
+    "connections": connections,
+    "sync": sync,
+    "servers": servers,
+    "workers": workers,
+    "keepalive": keepalive,
     "start": start,
 }
 # What `make bench` runs: those with goals.

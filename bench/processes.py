@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from app.server.settings import read
@@ -122,6 +122,7 @@ class Bench:
         self.app_url = f"http://127.0.0.1:{ports[2]}"
         self.url = f"http://127.0.0.1:{ports[0]}"
         self.http_port = ports[0]
+        self.app_port = ports[2]
         self._other_port = ports[1]
 
     def _process(self, command: str, log: str, ready: Callable[[], bool]) -> contextlib.AbstractContextManager[int]:
@@ -139,12 +140,13 @@ class Bench:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def app(self, arguments: str = "") -> Iterator[int]:
+    def app(self, arguments: str = "", module: str = "app.server") -> Iterator[int]:
         """Gunicorn with the stack's configuration and master; `arguments` are its own, an application among them.
 
-        No request has reached the app when it is ready.
+        `module` starts it. No request has reached the app when it is ready.
         """
-        with self._process(f"{self._commands['app']} {arguments}", "app.log", self._master_says_ready) as pid:
+        command = self._commands["app"].removesuffix("app.server") + module
+        with self._process(f"{command} {arguments}", "app.log", self._master_says_ready) as pid:
             yield pid
 
     @contextlib.contextmanager
@@ -152,6 +154,18 @@ class Bench:
         """Gunicorn with the stack's configuration and its own master, which knows no readiness: `/` has answered."""
         command = f"exec {native.BIN}/gunicorn --config {ROOT}/app/gunicorn.conf.py --worker-class {worker_class}"
         with self._process(command, "app.log", lambda: answers(f"{self.app_url}/")) as pid:
+            yield pid
+
+    @contextlib.contextmanager
+    def other_app(self, command: str) -> Iterator[int]:
+        """Any server with the stack's settings in its environment; it has answered `/`, with whatever status below 500.
+
+        `command` listens on APP_PORT, as `app_port` says.
+        """
+        metrics = self.folder / "metrics"  # which app/gunicorn.conf.py would make
+        metrics.mkdir(exist_ok=True)
+        self.environ["METRICS_DIR"] = str(metrics)
+        with self._process(f"exec {command}", "app.log", lambda: answers(f"{self.app_url}/")) as pid:
             yield pid
 
     def _master_says_ready(self) -> bool:
@@ -167,6 +181,26 @@ class Bench:
         render(self.environ, self.folder / "nginx", native.nginx_version(native.nginx()))
         with self._process(self._commands["nginx"], "nginx.log", lambda: answers(f"{self.url}/nginx-health")) as pid:
             yield pid
+
+    @contextlib.contextmanager
+    def changed_nginx(self, name: str, changes: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+        """nginx with the stack's configuration, in which each text is replaced by another, before the same app; its
+        pid and its URL. Raises CannotRun where a text is not there: it would be the same configuration.
+        """
+        folder = self.folder / name
+        port = free_ports(1)[0]
+        values = self.environ | {"NGINX_RUN": str(folder), "NGINX_LISTEN": f"127.0.0.1:{port}"}
+        render(values, folder, native.nginx_version(native.nginx()))
+        for before, after in changes.items():
+            files = [file for file in folder.glob("*.conf") if before in file.read_text()]
+            if not files:
+                raise CannotRun(f"the configuration of nginx has no {before!r}")
+            for file in files:
+                file.write_text(file.read_text().replace(before, after))
+        command = self._commands["nginx"].replace(f"{self.folder}/nginx/nginx.conf", f"{folder}/nginx.conf")
+        url = f"http://127.0.0.1:{port}"
+        with self._process(command, f"{name}.log", lambda: answers(f"{url}/nginx-health")) as pid:
+            yield pid, url
 
     @contextlib.contextmanager
     def other_nginx(self, template: Path) -> Iterator[tuple[int, str]]:

@@ -60,7 +60,8 @@ def _row(comparison: Comparison) -> list[str]:
     figures = comparison.figures
     ends = (figures.interval, (figures.low, figures.high))
     interval, whole = (f"{figure(low)} to {figure(high)}" for low, high in ends)
-    return [comparison.name, goal, f"{figure(figures.median)}{unit}", interval, whole, comparison.verdict]
+    verdict = comparison.verdict if comparison.goal or not unit else ""  # more or less than 1 is asked of ratios alone
+    return [comparison.name, goal, f"{figure(figures.median)}{unit}", interval, whole, verdict]
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

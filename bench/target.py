@@ -6,9 +6,10 @@ import http.client
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.load import Request
 from bench.processes import CannotRun
 from stack.settings import rows
 
@@ -37,6 +38,11 @@ def given(environ: Mapping[str, str] = os.environ) -> Target:
                 'those of a URL: PATHS="/ /items?limit=10"'
             )
     return Target(rows()["APP_MODULE"], tuple(paths))
+
+
+def asked(request: Request) -> Request:
+    """The same request for the first of PATHS, where there are any."""
+    return replace(request, path=given().paths[0])
 
 
 def require_answers(port: int, target: Target) -> None:

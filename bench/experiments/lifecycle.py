@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack
 from statistics import median
 
-from bench import cpu, harness
+from bench import cpu, harness, target
 from bench.experiments.proxy import REQUEST
 from bench.harness import Comparison, Progress, Result, Variant
 from bench.processes import Bench
@@ -34,7 +34,7 @@ def seconds() -> float:
 
 
 def run(progress: Progress) -> Result:
-    result = Result()
+    result, request = Result(), target.asked(REQUEST)
     table = rows()
     recycling = {name: table[name] for name in ("MAX_REQUESTS", "MAX_REQUESTS_JITTER")}
     with ExitStack() as stack:
@@ -47,13 +47,13 @@ def run(progress: Progress) -> Result:
             pid = stack.enter_context(app)
             nginx = stack.enter_context(bench.nginx())
             variants.append(Variant(name, bench.url, {"app": pid, "nginx": nginx}))
-        found = harness.measure(variants, REQUEST, ROUNDS, CONNECTIONS, progress)
+        found = harness.measure(variants, request, ROUNDS, CONNECTIONS, progress)
         replacing: dict[str, list[float]] = {variant.name: [] for variant in variants}
         for number in range(REPLACEMENTS):
             for variant in variants:
                 progress.step(f"replacing the workers, {number + 1} of {REPLACEMENTS}, {variant.name}")
                 replacing[variant.name].append(_replace(variant.tiers["app"]) / int(table["WORKERS"]))
-    harness.add_rounds(result, REQUEST, found)
+    harness.add_rounds(result, request, found)
     result.rounds["CPU seconds of one replacement"] = replacing
     result.comparisons = [
         Comparison(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import harness
+from bench import harness, target
 from bench.harness import Comparison, Progress, Result, Variant
 from bench.load import Request
 from bench.processes import Bench
@@ -31,7 +31,7 @@ def run(progress: Progress) -> Result:
     bench = Bench("ours")
     # A tutorial's one address reaches all workers through the one socket that they share.
     other = Bench("tutorial", WORKER_LISTENERS="shared")
-    result = Result()
+    result, request = Result(), target.asked(REQUEST)
     with ExitStack() as stack:
         for each in (bench, other):
             stack.enter_context(each.own_folder())
@@ -39,8 +39,8 @@ def run(progress: Progress) -> Result:
         app = stack.enter_context(other.app())
         nginx, url = stack.enter_context(other.other_nginx(TUTORIAL))
         variants = [Variant(OURS, bench.url, ours), Variant(THEIRS, url, {"app": app, "nginx": nginx})]
-        found = harness.measure(variants, REQUEST, ROUNDS, CONNECTIONS, progress)
-    harness.add_rounds(result, REQUEST, found)
+        found = harness.measure(variants, request, ROUNDS, CONNECTIONS, progress)
+    harness.add_rounds(result, request, found)
     mine, base = found[OURS], found[THEIRS]
     result.comparisons = [
         Comparison(f"throughput, {OURS} to {THEIRS}", harness.throughput_ratio(mine, base), GOAL),

@@ -1,0 +1,89 @@
+"""Where the shell's cost is: each of its parts alone, all of them, and what tutorials put around an app instead."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from bench import harness, target
+from bench.experiments.shell import BARE, CONNECTIONS, REQUESTS, SHELL
+from bench.harness import Comparison, Progress, Result, Variant
+from bench.processes import Bench, CannotRun
+from bench.ratios import Goal
+
+QUESTION = (
+    "How much more CPU does a request take with each part of the shell alone around the app, with all of it, and with "
+    "the middleware of tutorials (BaseHTTPMiddleware, an instrumentator package, Uvicorn's access log, structlog)?"
+)
+ROUNDS = 6
+GOAL = Goal("at most", 1.15)
+
+TYPICAL = "the tutorials' middleware"
+PACKAGES = ("prometheus-fastapi-instrumentator", "structlog")
+APPS = "bench.experiments.layers_app"
+# Gunicorn's arguments for each; none is the shell.
+ARGUMENTS = {
+    "the request id alone": f"'{APPS}:request_id()'",
+    "the deadline alone": f"'{APPS}:deadline()'",
+    "the metrics alone": f"'{APPS}:metrics()'",
+    "the log alone": f"'{APPS}:log()'",
+    SHELL: "",
+    TYPICAL: f"--access-logfile - '{APPS}:typical()'",
+}
+
+
+def seconds() -> float:
+    return 3 * (len(ARGUMENTS) + 1) + harness.seconds(len(ARGUMENTS) + 1, ROUNDS)
+
+
+def run(progress: Progress) -> Result:
+    result, request = Result(), target.asked(REQUESTS[0])
+    with ExitStack() as stack:
+        variants: list[Variant] = []
+        for name, arguments in {BARE: "", **ARGUMENTS}.items():
+            progress.step(f"starting {name}")
+            bench = Bench(f"layers-{len(variants)}", WORKERS="1")
+            stack.enter_context(bench.own_folder())
+            given = bench.environ["APP_MODULE"] if name == BARE else arguments
+            try:
+                if name == TYPICAL:
+                    result.notes.append(_packages())
+                pid = stack.enter_context(bench.app(given))
+            except CannotRun as error:
+                if name != TYPICAL:
+                    raise
+                reason = re.search(r"Reason: ([^\"]+)", str(error))  # as Gunicorn's master says it, in its log
+                result.unavailable.append(f"{TYPICAL}: {reason[1] if reason else error}")
+                continue
+            variants.append(Variant(name, bench.app_url, {"app": pid}))
+        found = harness.measure(variants, request, ROUNDS, CONNECTIONS, progress)
+        if TYPICAL in found:
+            require_lines(bench.folder / "app.log")
+    harness.add_rounds(result, request, found)
+    for name in found:
+        if name != BARE:
+            ratio = harness.cpu_ratio(found[name], found[BARE], "app")
+            goal = GOAL if name == SHELL else None
+            result.comparisons.append(Comparison(f"app CPU per request, {name} to {BARE}", ratio, goal))
+    return result
+
+
+def _packages() -> str:
+    """The versions of what tutorials use. Raises CannotRun where one is not installed."""
+    try:
+        return f"{TYPICAL}: " + ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    except PackageNotFoundError as error:
+        raise CannotRun(f"{error.name} is not installed; uv sync installs it") from None
+
+
+def require_lines(log: Path) -> None:
+    """Raises CannotRun unless both logs have a line for each request: they are part of the cost.
+
+    But for those that were under way at the end of a slice: their clients had gone, and Uvicorn does not log them.
+    """
+    text = log.read_text()
+    access, structured = text.count(' HTTP/1.1" 200'), text.count('"event": "request"')
+    if not access or not 0.9 <= access / max(structured, 1) <= 1.1:
+        raise CannotRun(f"{TYPICAL}: {access} lines in the access log, {structured} of structlog")

@@ -1,0 +1,179 @@
+"""Applications for the experiment `layers`: what APP_MODULE names, in one part of the shell, or as tutorials wrap it.
+
+Gunicorn calls one of the functions: what only another of them needs must not be imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, cast
+
+from gunicorn.util import import_app
+
+from app.server import logs
+from app.server.metrics import Metrics
+from app.server.settings import Settings, read
+from app.server.shell import ASGIApp, Exchange, Message, Receive, Scope, Send, Shell
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+settings = read(Settings, os.environ)
+logger = logging.getLogger("app.requests")
+
+
+class _One:
+    """One part of the shell around an application, for HTTP alone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self.http(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotImplementedError
+
+
+class _RequestId(_One):
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                logs.request_id.set(value.decode("latin-1"))
+                break
+        await self.app(scope, receive, send)
+
+
+class _Uncounted(Metrics):
+    def __init__(self) -> None:
+        """No files."""
+
+    def begin(self) -> None:
+        """Nothing."""
+
+
+class _Unrecorded(Exchange):
+    __slots__ = ()
+
+    def _record(self, failure: Exception | None) -> None:
+        """Nothing."""
+
+
+class _Deadline(_One):
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app)
+        self.shell = Shell(app, _Uncounted(), settings.request_deadline_seconds, 0)
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await _Unrecorded(self.shell, scope, send).run(receive)
+
+
+class _Timed(_One):
+    """Status and duration of each answer, as two parts of the shell need them."""
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status = 0
+        start = perf_counter()
+
+        def forward(message: Message) -> Awaitable[None]:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            return send(message)
+
+        self.begin()
+        await self.app(scope, receive, forward)
+        self.end(scope, status, perf_counter() - start)
+
+    def begin(self) -> None:
+        """A request has come."""
+
+    def end(self, scope: Scope, status: int, seconds: float) -> None:
+        raise NotImplementedError
+
+
+class _Counted(_Timed):
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app)
+        self.metrics = Metrics(Path(os.environ["METRICS_DIR"]))
+
+    def begin(self) -> None:
+        self.metrics.begin()
+
+    def end(self, scope: Scope, status: int, seconds: float) -> None:
+        self.metrics.end(scope["method"], getattr(scope.get("route"), "path", ""), status, seconds)
+
+
+class _Logged(_Timed):
+    def end(self, scope: Scope, status: int, seconds: float) -> None:
+        if status >= 500 or seconds >= settings.slow_request_ms / 1000:
+            logger.warning("%s %s", scope["method"], scope["path"], extra={"status": status})
+
+
+def _bare() -> ASGIApp:
+    # Not app.server.asgi: that is the whole shell, and to import it changes what prometheus_client does.
+    return cast(ASGIApp, import_app(settings.app_module))
+
+
+def request_id() -> ASGIApp:
+    return _RequestId(_bare())
+
+
+def deadline() -> ASGIApp:
+    return _Deadline(_bare())
+
+
+def metrics() -> ASGIApp:
+    return _Counted(_bare())
+
+
+def log() -> ASGIApp:
+    return _Logged(_bare())
+
+
+def typical() -> ASGIApp:
+    """As tutorials have it: metrics of a package, and a middleware that binds the request id and logs each request."""
+    import structlog
+    from fastapi import FastAPI
+    from prometheus_fastapi_instrumentator import Instrumentator
+    from starlette.middleware.base import BaseHTTPMiddleware
+
+    app = _bare()
+    if not isinstance(app, FastAPI):
+        raise TypeError(f"{settings.app_module} is no FastAPI application: the tutorials' middleware is for those")
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ]
+    )
+    lines = structlog.get_logger()
+
+    async def log_request(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        structlog.contextvars.clear_contextvars()
+        given = request.headers.get("x-request-id") or str(uuid.uuid4())
+        structlog.contextvars.bind_contextvars(request_id=given, method=request.method, path=request.url.path)
+        begun = time.perf_counter()
+        response = await call_next(request)
+        duration = time.perf_counter() - begun
+        lines.info("request", status=response.status_code, duration_ms=round(duration * 1000, 2))
+        response.headers["X-Request-ID"] = given
+        return response
+
+    app.add_middleware(BaseHTTPMiddleware, dispatch=log_request)
+    Instrumentator().instrument(app).expose(app)
+    return app

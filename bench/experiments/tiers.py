@@ -1,0 +1,85 @@
+"""What stands before the app: nothing, a tutorial's nginx, the stack's own, and that with one thing changed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from bench import harness, target
+from bench.experiments.proxy import REQUEST, TUTORIAL
+from bench.harness import Comparison, Progress, Result, Variant
+from bench.processes import Bench, CannotRun
+
+QUESTION = (
+    "How much does the same app answer, and at what CPU, straight, through a tutorial's nginx, and through the stack's "
+    "own: as it is, over Unix sockets, and with another access log?"
+)
+ROUNDS = 6
+CONNECTIONS = 64
+
+OURS, STRAIGHT, THEIRS = "this configuration", "no proxy", "the tutorial's"
+UNIX = "Unix sockets"
+NO_LOG, PLAIN, UNBUFFERED = "no access log", "a plain log", "an unbuffered log"
+LOG = " stack buffer=32k flush=1s;"  # how the line of this configuration ends
+LOGS = {NO_LOG: "access_log off;", PLAIN: " combined buffer=32k flush=1s;", UNBUFFERED: " stack;"}
+
+
+def seconds() -> float:
+    return 12 + harness.seconds(variants=4 + len(LOGS), rounds=ROUNDS)
+
+
+def run(progress: Progress) -> Result:
+    result, request = Result(), target.asked(REQUEST)
+    with ExitStack() as stack:
+        progress.step("starting the app and the proxies")
+        variants = _variants(stack, result)
+        found = harness.measure(variants, request, ROUNDS, CONNECTIONS, progress)
+    harness.add_rounds(result, request, found)
+    base = found[OURS]
+    others = [name for name in found if name != OURS]
+    for name in others:
+        ratio = harness.throughput_ratio(found[name], base)
+        result.comparisons.append(Comparison(f"throughput, {name} to {OURS}", ratio))
+    for tier in ("app", "nginx"):
+        for name in others:
+            if tier in found[name][0].cpu_us:
+                ratio = harness.cpu_ratio(found[name], base, tier)
+                result.comparisons.append(Comparison(f"{tier} CPU per request, {name} to {OURS}", ratio))
+    return result
+
+
+def _variants(stack: ExitStack, result: Result) -> list[Variant]:
+    ours = Bench("tiers")
+    # One address for all workers: a tutorial's proxy knows no more, and neither does a client without a proxy.
+    shared = Bench("tiers-shared", WORKER_LISTENERS="shared")
+    for bench in (ours, shared):
+        stack.enter_context(bench.own_folder())
+    app, other = stack.enter_context(ours.app()), stack.enter_context(shared.app())
+    nginx, url = stack.enter_context(shared.other_nginx(TUTORIAL))
+    variants = [
+        Variant(OURS, ours.url, {"app": app, "nginx": stack.enter_context(ours.nginx())}),
+        Variant(STRAIGHT, shared.app_url, {"app": other}),
+        Variant(THEIRS, url, {"app": other, "nginx": nginx}),
+    ]
+    for name, log in LOGS.items():
+        before = f"access_log {ours.environ['NGINX_ACCESS_LOG']}{LOG}" if name == NO_LOG else LOG
+        nginx, url = stack.enter_context(ours.changed_nginx(name.replace(" ", "-"), {before: log}))
+        variants.append(Variant(name, url, {"app": app, "nginx": nginx}))
+    try:
+        variants.append(_over_unix_sockets(stack))
+    except CannotRun as error:
+        result.unavailable.append(f"{UNIX}: {error}")
+    return variants
+
+
+def _over_unix_sockets(stack: ExitStack) -> Variant:
+    bench = Bench("tiers-unix")
+    stack.enter_context(bench.own_folder())
+    port, workers = int(bench.environ["APP_PORT"]), int(bench.environ["WORKERS"])
+    listeners = workers if bench.environ["WORKER_LISTENERS"] == "per-worker" else 1
+    paths = {f"127.0.0.1:{port + i} ": f"unix:{bench.folder}/app-{i}.sock" for i in range(listeners)}
+    # A client on a Unix socket has no address that could be trusted: nginx is whoever may open the socket.
+    binds = " ".join(f"--bind {path}" for path in paths.values())
+    app = stack.enter_context(bench.app(f"--forwarded-allow-ips '*' {binds}", module="bench.unix_server"))
+    changes = {f"server {address}": f"server {path} " for address, path in paths.items()}
+    nginx, url = stack.enter_context(bench.changed_nginx("unix", changes))
+    return Variant(UNIX, url, {"app": app, "nginx": nginx})
