@@ -161,6 +161,7 @@ def main() -> int:
         print(f"{', '.join(unknown)}: no such experiment; there are {', '.join(EXPERIMENTS)}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a script it is ignored
     try:
         return (run_lab if everything else run)(list(dict.fromkeys(names)))
     except (SettingsError, Failure) as error:

@@ -260,6 +260,7 @@ def options(environ: Mapping[str, str] = os.environ) -> tuple[bool, float]:
 
 def main() -> int:
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a script it is ignored
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))  # a connection for each request under way
     try:
