@@ -36,6 +36,14 @@ def tree_seconds(root: int) -> float:
     return total * TICK_SECONDS
 
 
+def machine_seconds() -> tuple[float, float, float]:
+    """Of all CPUs, since the machine was started: seconds used, taken by its host, and idle."""
+    fields = [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    user, nice, system, idle, iowait, irq, softirq, steal = fields
+    used = user + nice + system + irq + softirq
+    return used * TICK_SECONDS, steal * TICK_SECONDS, (idle + iowait) * TICK_SECONDS
+
+
 class Others:
     """How busy other work has kept this machine's CPUs since this was made."""
 
@@ -51,8 +59,7 @@ class Others:
 
 def _used() -> float:
     """Seconds of CPU that all processes of this machine have used, without this one and its children."""
-    fields = [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    user, nice, system, _idle, _iowait, irq, softirq, _steal = fields
+    used, _stolen, _idle = machine_seconds()
     own = os.times()
     mine = own.user + own.system + own.children_user + own.children_system
-    return (user + nice + system + irq + softirq) * TICK_SECONDS - mine
+    return used - mine

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from math import sqrt
-from pathlib import Path
 from typing import Any
 
 import httptools
@@ -192,9 +191,8 @@ class Machine:
 
     @staticmethod
     def _now() -> tuple[float, float, float]:
-        fields = [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        idle = fields[3] + fields[4]
-        return (sum(fields) - idle) * cpu.TICK_SECONDS, idle * cpu.TICK_SECONDS, cpu.tree_seconds(os.getpid())
+        used, stolen, idle = cpu.machine_seconds()
+        return used + stolen, idle, cpu.tree_seconds(os.getpid())
 
     def shares(self) -> tuple[float, float]:
         """Of all CPU time since: how much others had, and how much nobody."""

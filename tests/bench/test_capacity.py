@@ -24,6 +24,7 @@ from bench.processes import CannotRun
 from bench.target import Target
 from stack.console import Failure
 from stack.settings import GIVEN, ROOT, StackSettings
+from tests.bench.in_thread import serving
 
 OBJECTIVES = Objectives(p50_ms=100, p95_ms=300, p99_ms=1000, error_share=0.001)
 
@@ -155,13 +156,9 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    one, up = Server(), threading.Event()
-    thread = threading.Thread(target=lambda: one.loop.run_until_complete(one.main(up)))
-    thread.start()
-    assert up.wait(10)
-    yield one
-    one.loop.call_soon_threadsafe(one.ending.set)
-    thread.join()
+    one = Server()
+    with serving(one):
+        yield one
 
 
 def test_a_probe_asks_for_the_paths_in_turn_and_counts_what_fails(server: Server) -> None:

@@ -8,6 +8,7 @@ import pytest
 from bench import burst_load, open_loop
 from bench.open_loop import Arrival, percentile, poisson
 from bench.processes import CannotRun
+from tests.bench.in_thread import serving
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BAD = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
@@ -43,13 +44,9 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    one, up = Server(), threading.Event()
-    thread = threading.Thread(target=lambda: one.loop.run_until_complete(one.main(up)))
-    thread.start()
-    assert up.wait(10)
-    yield one
-    one.loop.call_soon_threadsafe(one.ending.set)
-    thread.join()
+    one = Server()
+    with serving(one):
+        yield one
 
 
 def test_the_same_seed_gives_the_same_arrivals_and_each_seed_as_many_and_as_many_slow_ones() -> None:
