@@ -97,8 +97,8 @@ class Progress:
         self._end = time.monotonic() + seconds
 
     def step(self, text: str) -> None:
-        left = max(self._end - time.monotonic(), 0)
-        line = f"about {left // 60:.0f}:{left % 60:02.0f} left  {self._what}{text}"
+        minutes, seconds = divmod(round(max(self._end - time.monotonic(), 0)), 60)
+        line = f"about {minutes}:{seconds:02} left  {self._what}{text}"
         if sys.stderr.isatty():
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
         else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,86 @@ def test_a_full_thread_pool_holds_up_none_but_those_that_need_it(odd: Stack) -> 
         assert threads() <= before + 40, f"{threads() - before} threads for a pool of 40"
     with straight(odd) as client:
         until("a thread is free again", lambda: client.get("/nap?ms=0").status_code == 200)
+
+
+def test_a_new_connection_does_not_wait_for_rounds_of_requests_that_came_after_its_own(odd: Stack) -> None:
+    """It takes three turns of the loop, and no turn may last as long as all requests that have come."""
+    many = 100
+    with ExitStack() as opened:
+        blocker, *others = [opened.enter_context(idle_connection(odd)) for _ in range(many + 1)]
+
+        def ask(connection: socket.socket, ms: int = 5) -> float:
+            return float(raw_get(connection, f"/begun?ms={ms}").rpartition("\r\n\r\n")[2])
+
+        def ask_twice(connection: socket.socket) -> float:
+            ask(connection)
+            return ask(connection)  # as soon as it was answered
+
+        with ThreadPoolExecutor(many) as callers:
+            blocker.sendall(b"GET /hang?ms=1500 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            time.sleep(0.3)  # the worker is in it now, and finds all that follows at once when it comes out
+            second = [callers.submit(ask_twice, connection) for connection in others]
+            time.sleep(0.3)
+            new = opened.enter_context(socket.create_connection(("127.0.0.1", odd.app_port), timeout=DEADLINE))
+            begun = ask(new, ms=0)
+            before = sum(each.result() < begun for each in second)
+    assert before < many / 2, f"{before} requests that were sent long after the new connection's were begun before it"
+
+
+def received(connection: socket.socket) -> int:
+    """How many packets with data have come in on it: tcpi_data_segs_in of Linux's struct tcp_info."""
+    (count,) = struct.unpack_from("I", connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160), 152)
+    return int(count)
+
+
+def test_the_head_and_the_body_of_an_answer_are_one_packet(odd: Stack) -> None:
+    with idle_connection(odd) as connection:
+        before = received(connection)
+        for _ in range(10):
+            assert raw_get(connection, "/items?n=3").startswith("HTTP/1.1 200 ")
+        packets = received(connection) - before
+    assert packets == 10, f"10 answers came in {packets} packets"
+
+
+def test_the_head_of_a_stream_does_not_wait_for_its_first_part(odd: Stack) -> None:
+    with idle_connection(odd) as connection:
+        connection.sendall(b"GET /late?ms=800 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        first = connection.recv(65536)
+        assert first.startswith(b"HTTP/1.1 200 ")
+        assert b"at last" not in first, "the head came with the body, 0.8 s after it was written"
+        rest = b""
+        while b"0\r\n\r\n" not in rest and (part := connection.recv(65536)):
+            rest += part
+    assert b"at last" in rest
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("HEAD", "/late?ms=0", 405), ("GET", "/docs/no", 404)])
+def test_an_answer_without_a_body_and_one_before_a_close_are_whole(
+    odd: Stack, method: str, path: str, status: int
+) -> None:
+    for closing in ("close", "keep-alive"):
+        with idle_connection(odd) as connection:
+            request = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: {closing}\r\n\r\n"
+            connection.sendall(request.encode())
+            answer = connection.recv(65536)
+            assert answer.startswith(f"HTTP/1.1 {status} ".encode()), f"{method} {path}, {closing}: {answer!r}"
+            assert b"\r\n\r\n" in answer
+            if closing == "close":
+                assert connection.recv(1) == b""
+
+
+def test_pipelined_requests_are_answered_whole_and_in_their_order(odd: Stack) -> None:
+    wanted = [1, 4, 2, 3]
+    batch = "".join(f"GET /items?n={n} HTTP/1.1\r\nHost: localhost\r\n\r\n" for n in wanted)
+    answers = b""
+    with idle_connection(odd) as connection:
+        connection.sendall(batch.encode())
+        while answers.count(b'"sku":') < sum(wanted) or not answers.endswith((b"]", b"}")):
+            part = connection.recv(65536)
+            assert part, f"closed after {answers!r}"
+            answers += part
+    bodies = [each.partition(b"\r\n\r\n")[2] for each in answers.split(b"HTTP/1.1 200 OK\r\n")[1:]]
+    assert [body.count(b'"sku":') for body in bodies] == wanted, answers
 
 
 # --- a worker that goes -------------------------------------------------------------------------------------

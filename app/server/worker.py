@@ -16,26 +16,22 @@ import struct
 import sys
 import time
 import types
-from collections.abc import Awaitable, Callable, Generator, MutableMapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from ctypes import addressof, create_string_buffer
 from types import FrameType
 from typing import Any, Protocol
 
 from uvicorn import Server
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
 from app.server import lifecycle, memory
+from app.server.edge import ASGIApp, Edge
+from app.server.protocol import DrainProtocol, Heads
 from app.server.settings import Settings, read
 
 settings = read(Settings, os.environ)
 logger = logging.getLogger("uvicorn.error")
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 CANCEL_GRACE_SECONDS = 1.0
 # For the handshakes that had begun when the socket filter came: they end in the queue, and are taken.
 HANDSHAKE_SECONDS = 0.005
@@ -47,20 +43,6 @@ class Closable(Protocol):
     def close(self) -> None: ...
 
 
-class DrainProtocol(HttpToolsProtocol):
-    """A connection that a shutdown leaves open: nginx may be sending on it at this very moment."""
-
-    def shutdown(self) -> None:
-        # The answer that has not begun says `Connection: close`. One that has begun said nothing, so its connection
-        # goes back into nginx's pool and must stay open, or the next POST on it is lost.
-        if self.cycle is not None and not self.cycle.response_started:
-            self.cycle.keep_alive = False
-
-    def close_if_idle(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-
-
 class DrainServer(Server):
     """Uvicorn's server for one Gunicorn worker. It leaves when the master says so, or is gone."""
 
@@ -68,6 +50,7 @@ class DrainServer(Server):
         super().__init__(worker.config)
         self.worker = worker
         self.loop: asyncio.AbstractEventLoop
+        self.heads: Heads
         self.accepting: set[asyncio.Task[Any]] = set()  # a task that nobody holds may be collected
         self.asked = False
         self.memory_limit = settings.worker_memory_mb  # MiB; 0: none
@@ -76,6 +59,7 @@ class DrainServer(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
+        self.heads = Heads(self.loop)
         await super().startup(sockets=[])
         for listener in self.worker.sockets:
             listener.listen(settings.listen_backlog)  # until now the port refused: nginx took another server
@@ -166,7 +150,7 @@ class DrainServer(Server):
 
     def _protocol(self) -> asyncio.Protocol:
         state, app_state = self.server_state, self.lifespan.state
-        return DrainProtocol(config=self.config, server_state=state, app_state=app_state, _loop=self.loop)
+        return DrainProtocol(self.heads, config=self.config, server_state=state, app_state=app_state, _loop=self.loop)
 
     def _accept_again(self, listener: socket.socket) -> None:
         if not self.should_exit:
@@ -294,49 +278,6 @@ class Worker(UvicornWorker):  # type: ignore[misc]
             self.channel.send(line.encode() + b"\n")
             if os.getppid() == self.ppid:
                 os.kill(self.ppid, signal.SIGCHLD)
-
-
-class Edge:
-    """ASGI, outermost: an answer that a drain cancels still ends well, and a failed start says why."""
-
-    def __init__(self, app: ASGIApp, tell: Callable[[str], None]) -> None:
-        self.app = app
-        self.tell = tell
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._lifespan(scope, receive, send)
-            return
-        try:
-            await self.app(scope, receive, send)
-        except asyncio.CancelledError:
-            if lifecycle.state != "draining":
-                raise
-            if scope["type"] == "http":
-                await _end_answer(scope, send)
-
-    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def watched(message: Message) -> None:
-            if message["type"] == "lifespan.startup.failed":
-                # Starlette's message is the traceback; its last line is the reason.
-                reason = message.get("message", "").strip().rpartition("\n")[2]
-                self.tell(f"failed lifespan startup: {reason}")
-            await send(message)
-
-        await self.app(scope, receive, watched)
-
-
-async def _end_answer(scope: Scope, send: Send) -> None:
-    cycle = getattr(send, "__self__", None)
-    if cycle is None or cycle.response_complete:
-        return
-    if not cycle.response_started:
-        headers = [(b"content-length", b"0"), (b"retry-after", b"1")]
-        await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body"})
-    elif lifecycle.is_stream(scope):
-        await send({"type": "http.response.body"})
-    # Any other answer stays unfinished, and Uvicorn closes its connection: its client must see that it is cut.
 
 
 async def _finish(begun: Any, waiter: Any) -> None:

@@ -1,0 +1,99 @@
+"""One connection of a worker: Uvicorn's protocol, but it drains, and writes an answer's head together with its body.
+
+Relied on, beyond the public interface, and read in uvicorn 0.54: the protocol's `transport` is what each
+`RequestResponseCycle` writes to, with write(), is_closing() and close(), and the first write() of a cycle after its
+`response_started` is its head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+
+class Heads:
+    """The heads of answers that wait for their bodies; those whose bodies do not follow in this turn of the loop, as
+    in a stream, go alone.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.held: list[JoiningTransport] = []
+
+    def hold(self, transport: JoiningTransport) -> None:
+        if not self.held:
+            self.loop.call_soon(self._release)
+        self.held.append(transport)
+
+    def _release(self) -> None:
+        held, self.held = self.held, []
+        for transport in held:
+            transport.flush()
+
+
+class JoiningTransport:
+    """A transport whose write() keeps the head of an answer until the first of its body comes.
+
+    Uvicorn writes both by themselves: a system call more here, a read more in nginx, and two packets.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: HttpToolsProtocol, heads: Heads) -> None:
+        self.transport = transport
+        self.is_closing = transport.is_closing  # asked for each answer
+        self.protocol = protocol
+        self.heads = heads
+        self.head = b""
+        self.begun: RequestResponseCycle | None = None  # whose head has been written
+
+    def write(self, data: bytes) -> None:
+        cycle = self.protocol.cycle
+        if self.head:
+            head, self.head = self.head, b""
+            self.transport.writelines((head, data))
+        elif cycle is not self.begun and cycle.response_started:
+            self.begun = cycle
+            self.head = data
+            self.heads.hold(self)
+        else:
+            self.transport.write(data)
+
+    def flush(self) -> None:
+        if self.head:
+            head, self.head = self.head, b""
+            self.transport.write(head)
+
+    def close(self) -> None:
+        self.flush()
+        self.transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+
+class DrainProtocol(HttpToolsProtocol):
+    """A connection that a shutdown leaves open: nginx may be sending on it at this very moment."""
+
+    def __init__(self, heads: Heads, **given: Any) -> None:
+        super().__init__(**given)
+        self.heads = heads
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, JoiningTransport(transport, self, self.heads))
+
+    def handle_websocket_upgrade(self) -> None:
+        if isinstance(self.transport, JoiningTransport):
+            self.transport = self.transport.transport
+        super().handle_websocket_upgrade()
+
+    def shutdown(self) -> None:
+        # The answer that has not begun says `Connection: close`. One that has begun said nothing, so its connection
+        # goes back into nginx's pool and must stay open, or the next POST on it is lost.
+        if self.cycle is not None and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
+    def close_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
