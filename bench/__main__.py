@@ -77,7 +77,7 @@ def run(names: Sequence[str], failed: dict[str, str] | None = None, limits: lab.
     checked()
     expected = {name: EXPERIMENTS[name].seconds() for name in names}
     progress = Progress()
-    say(f"{', '.join(names)}: load from {load.generator()}; a finding is the median of ratios, taken round by round")
+    say(f"{', '.join(names)}: load from {load.prepare()}; a finding is the median of ratios, taken round by round")
     if os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
         say(f"note: other work keeps this machine busy (load {os.getloadavg()[0]:.1f}): ranges will be wide, a goal "
             "that is near may be undecided")  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,12 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from stack import debian
 from stack.console import Failure, accepts, answers, say, wait_for
 from stack.render import render
 from stack.settings import GIVEN, ROOT, StackSettings, project
 
 BIN = Path(sys.executable).parent
-INSTALL = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "nginx-light"]
 
 
 def folder() -> Path:
@@ -28,23 +27,18 @@ def folder() -> Path:
 
 def nginx() -> str:
     """The path of nginx, installed first where that is possible. Raises Failure with the command where it is not."""
-    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin"
-    if found := shutil.which("nginx", path=path):
-        return found
-    if os.getuid() != 0 or not shutil.which("apt-get"):
+    if path := debian.found("nginx"):
+        return path
+    if not debian.can_install():
         raise Failure(
             "nginx is not installed, and only root on Debian or Ubuntu can have it installed from here: "
             "sudo apt-get install nginx-light (or your system's command), then the same make again"
         )
-    say("installing nginx with apt-get")
-    environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "PATH": path}
-    for command in (["apt-get", "update", "--quiet"], INSTALL):
-        done = subprocess.run(command, env=environ, capture_output=True, text=True)
-        if done.returncode:
-            raise Failure(f"{' '.join(command)} failed: {done.stderr.strip().splitlines()[-1:]}; install nginx by hand")
+    debian.install("nginx-light")
+    path = debian.found("nginx") or "nginx"
     # The package starts a server of its own on port 80; this stack's is another.
-    subprocess.run(["nginx", "-s", "stop"], env=environ, capture_output=True)
-    return shutil.which("nginx", path=path) or "nginx"
+    subprocess.run([path, "-s", "stop"], capture_output=True)
+    return path
 
 
 def nginx_version(path: str) -> tuple[int, ...]:
