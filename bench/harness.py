@@ -11,7 +11,8 @@ import json
 import sys
 import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -24,6 +25,7 @@ from bench.ratios import Figures, Goal, Verdict, ratios
 SLICES = 2
 SLICE_SECONDS = 1
 WARM_UP_SECONDS = 2
+START_SECONDS = 2.2  # of an app and nginx, and their stop
 # What may differ in the same answer: which process gave it.
 OWN_TO_A_PROCESS = ("pid",)
 
@@ -89,6 +91,7 @@ class Progress:
     """What runs, and about how long all of it will take still."""
 
     def __init__(self, total_seconds: float = 0) -> None:
+        self.prefix = ""  # to each step
         self.begin("", total_seconds)
 
     def begin(self, what: str, seconds: float) -> None:
@@ -98,7 +101,7 @@ class Progress:
 
     def step(self, text: str) -> None:
         minutes, seconds = divmod(round(max(self._end - time.monotonic(), 0)), 60)
-        line = f"about {minutes}:{seconds:02} left  {self._what}{text}"
+        line = f"about {minutes}:{seconds:02} left  {self._what}{self.prefix}{text}"
         if sys.stderr.isatty():
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
         else:
@@ -139,6 +142,29 @@ def require_same_answer(variants: Sequence[Variant], request: Request) -> None:
             raise CannotRun(f"{request}: {name} answered {given}, but {first[0]} answered {first[1]}")
 
 
+Start = Callable[[ExitStack], Variant]
+
+
+def measure_anew(
+    starts: Sequence[Start], request: Request, rounds: int, connections: int, progress: Progress
+) -> dict[str, list[Round]]:
+    """As `measure`, but each round has processes of its own, started by `starts` and stopped with its ExitStack.
+
+    For goals within a few percent: two processes of the same program differ by up to 4 % in their CPU per request for
+    as long as they live, and with one of each that difference would be in every round.
+    """
+    found: dict[str, list[Round]] = {}
+    for number in range(rounds):
+        progress.prefix = f"round {number + 1} of {rounds}, "
+        with ExitStack() as stack:
+            progress.step("starting new processes")
+            order = starts if number % 2 else list(reversed(starts))
+            for name, taken in measure([start(stack) for start in order], request, 1, connections, progress).items():
+                found.setdefault(name, []).extend(taken)
+    progress.prefix = ""
+    return found
+
+
 def measure(
     variants: Sequence[Variant], request: Request, rounds: int, connections: int, progress: Progress
 ) -> dict[str, list[Round]]:
@@ -154,7 +180,8 @@ def measure(
         slices: dict[str, list[Slice]] = {variant.name: [] for variant in variants}
         for _ in range(SLICES):
             for variant in order:
-                progress.step(f"{request}: round {number + 1} of {rounds}, {variant.name}")
+                counted = f"round {number + 1} of {rounds}, " if rounds > 1 else ""
+                progress.step(f"{request}: {counted}{variant.name}")
                 slices[variant.name].append(_slice(variant, request, connections))
             order.reverse()
         for name, taken in slices.items():
@@ -165,6 +192,11 @@ def measure(
 def seconds(variants: int, rounds: int) -> float:
     """About how long `measure` takes."""
     return variants * (WARM_UP_SECONDS + rounds * SLICES * (SLICE_SECONDS + 0.1))
+
+
+def seconds_anew(variants: int, rounds: int) -> float:
+    """About how long `measure_anew` takes."""
+    return rounds * (variants * START_SECONDS + seconds(variants, 1))
 
 
 Slice = tuple[load.Outcome, dict[str, float]]

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import uvloop
 
-from proofs.open_loop import Connection
+from proofs.open_loop import Connection, Connections
 
 BODY = b"{}"
 POST_SHARE = 0.5
@@ -39,12 +39,12 @@ class Fate:
 
 
 class Client:
-    """Keep-alive connections to one port of loopback, as many as it takes. Lives on one event loop."""
+    """Sends to one port of loopback. Lives on one event loop."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.fate = Fate()
-        self.idle: deque[Connection] = deque()
+        self.connections = Connections(port)
 
     async def send(self, method: str = "POST", path: str = "/") -> None:
         self.fate.sent += 1
@@ -60,22 +60,12 @@ class Client:
         self.fate.waited += time.perf_counter() - begun > LONG_SECONDS
 
     async def _ask(self, method: str, path: str) -> int:
-        while self.idle:
-            connection = self.idle.popleft()  # the one that was idle longest: all of them stay in use
-            if not connection.closed:
-                break
-        else:
-            _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self.port)
         length = f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n" if method == "POST" else ""
         head = f"{method} {path} HTTP/1.1\r\nHost: bench.test\r\n{length}\r\n".encode()
-        status = await connection.ask(head + (BODY if method == "POST" else b""))
-        self.idle.append(connection)
-        return status
+        return await self.connections.ask(head + (BODY if method == "POST" else b""))
 
     def close(self) -> None:
-        for connection in self.idle:
-            if connection.transport is not None:
-                connection.transport.close()
+        self.connections.close()
 
 
 def volleys(gaps_of: Mapping[int, Sequence[float]], size: int, path: str) -> dict[int, Fate]:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import random
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from itertools import count
@@ -18,7 +17,7 @@ import uvloop
 
 from bench.load import PERCENTILES
 from bench.processes import CannotRun
-from proofs.open_loop import Connection
+from proofs.open_loop import Connections
 
 MOST_CONNECTIONS = 1000
 
@@ -62,9 +61,7 @@ def capacity(port: int, fast: str, slow: str, slow_share: float, connections: in
 
 class _Load:
     def __init__(self, port: int) -> None:
-        self.port = port
-        self.idle: deque[Connection] = deque()
-        self.opened: list[Connection] = []
+        self.connections = Connections(port)
 
     async def run(self, arrivals: list[Arrival]) -> dict[str, list[float]]:
         start = time.perf_counter()
@@ -104,29 +101,15 @@ class _Load:
         except* (OSError, TimeoutError, CannotRun) as failures:
             raise CannotRun(f"a request of the load failed: {failures.exceptions[0]!r}") from None
         finally:
-            for connection in self.opened:
-                if connection.transport is not None:
-                    connection.transport.close()
+            self.connections.close()
 
     async def _ask(self, path: str, due: float) -> float:
-        connection = await self._connection()
-        status = await connection.ask(f"GET {path} HTTP/1.1\r\nHost: bench.test\r\n\r\n".encode())
+        if not self.connections.idle and len(self.connections.open) >= MOST_CONNECTIONS:
+            raise CannotRun(f"{MOST_CONNECTIONS} requests are without an answer: the machine is too slow for this load")
+        status = await self.connections.ask(f"GET {path} HTTP/1.1\r\nHost: bench.test\r\n\r\n".encode())
         if status != 200:
             raise CannotRun(f"GET {path}: status {status}")
-        self.idle.append(connection)
         return (time.perf_counter() - due) * 1000
-
-    async def _connection(self) -> Connection:
-        while self.idle:
-            connection = self.idle.popleft()  # the one that was idle longest: all of them stay in use
-            if not connection.closed:
-                return connection
-        if len(self.opened) >= MOST_CONNECTIONS:
-            raise CannotRun(f"{MOST_CONNECTIONS} requests are without an answer: the machine is too slow for this load")
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(Connection, "127.0.0.1", self.port)
-        self.opened.append(connection)
-        return connection
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -115,15 +115,56 @@ class Connection(asyncio.Protocol):
             self.waiter = None
 
 
+class Connections:
+    """Keep-alive connections to one port of loopback, as many as it takes. Lives on one event loop."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.idle: deque[Connection] = deque()
+        self.open: set[Connection] = set()
+
+    async def ask(self, request: bytes) -> int:
+        """The status of the answer; on the connection that was idle longest, so that every one sees idle time."""
+        connection = await self._take()
+        try:
+            status = await connection.ask(request)
+        except BaseException:
+            self._close(connection)  # an answer that comes later must not be taken for another's
+            raise
+        if connection.closed:
+            self._close(connection)
+        else:
+            self.idle.append(connection)
+        return status
+
+    async def _take(self) -> Connection:
+        while self.idle:
+            connection = self.idle.popleft()
+            if not connection.closed:
+                return connection
+            self._close(connection)
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self.port)
+        self.open.add(connection)
+        return connection
+
+    def _close(self, connection: Connection) -> None:
+        self.open.discard(connection)
+        assert connection.transport is not None
+        connection.transport.close()
+
+    def close(self) -> None:
+        for connection in list(self.open):
+            self._close(connection)
+
+
 class Client:
     """Sends requests to one stack and notes their outcome. Lives on one event loop."""
 
     def __init__(self, port: int, post_share: float = 0.4, get_path: str = "/work/io?ms=1") -> None:
-        self.port = port
+        self.connections = Connections(port)
         self.post_share = post_share
         self.get_path = get_path
         self.outcome = Outcome(prefix=uuid.uuid4().hex[:12])
-        self.idle: deque[Connection] = deque()
         self.places = asyncio.Semaphore(MOST_UNDER_WAY)
         self.start = time.monotonic()
 
@@ -139,7 +180,7 @@ class Client:
             head += f"Idempotency-Key: {key}\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n"
         try:
             async with self.places:
-                status = await self._ask(head.encode() + b"\r\n" + (BODY if method == "POST" else b""))
+                status = await self.connections.ask(head.encode() + b"\r\n" + (BODY if method == "POST" else b""))
             why = "" if status in (200, 201) else f"status {status}"
         except (OSError, TimeoutError) as error:
             why = f"{type(error).__name__}: {error}"
@@ -149,25 +190,8 @@ class Client:
             self.outcome.answered[method] += 1
             self.outcome.latencies.append(time.monotonic() - due)
 
-    async def _ask(self, request: bytes) -> int:
-        while self.idle:
-            connection = self.idle.popleft()  # the one that was idle longest: every connection sees idle time
-            if not connection.closed:
-                break
-        else:
-            _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self.port)
-        status = await connection.ask(request)
-        if connection.closed:
-            assert connection.transport is not None
-            connection.transport.close()
-        else:
-            self.idle.append(connection)
-        return status
-
     def close(self) -> None:
-        for connection in self.idle:
-            assert connection.transport is not None
-            connection.transport.close()
+        self.connections.close()
 
 
 class OpenLoop:

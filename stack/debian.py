@@ -18,7 +18,7 @@ def found(program: str) -> str | None:
 
 
 def can_install() -> bool:
-    return os.getuid() == 0 and shutil.which("apt-get") is not None
+    return os.getuid() == 0 and found("apt-get") is not None
 
 
 def install(package: str) -> None:

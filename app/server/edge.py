@@ -14,21 +14,24 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-# Between a connection and the start of its first request lie three turns of the loop. Without a bound each turn lasts
-# as long as all requests that have come, so the last connections of a burst wait for whole rounds of requests that came
-# after them (make bench EXPERIMENTS=burst). With fewer in a turn a busy worker asks the kernel more often than it pays.
-REQUESTS_IN_A_TURN = 16
+# Between a connection and the start of its first request lie three turns of the loop, and a turn lasts as long as all
+# requests that begin in it: the last connections of a burst would wait for whole rounds of requests that came after
+# theirs (make bench EXPERIMENTS=burst). So turns are short while connections are new. Not always: with fewer requests
+# in a turn the kernel is asked more often, and each request costs more.
+REQUESTS_IN_A_SHORT_TURN = 16
+SHORT_TURNS = 3
 
 
 class Edge:
-    """ASGI, outermost. At most REQUESTS_IN_A_TURN requests begin in one turn of the loop, in the order they came; an
-    answer that a drain cancels still ends well; and a failed start says why.
+    """ASGI, outermost. While connections are new, so many requests begin in one turn of the loop, in the order they
+    came; an answer that a drain cancels still ends well; and a failed start says why.
     """
 
     def __init__(self, app: ASGIApp, tell: Callable[[str], None]) -> None:
         self.app = app
         self.tell = tell
-        self.begun = 0  # in this turn
+        self.short_turns = 0  # still to come
+        self.begun = 0  # in this one
         self.waiting: deque[asyncio.Future[None]] = deque()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,14 +39,13 @@ class Edge:
             await self._lifespan(scope, receive, send)
             return
         try:
-            if self.begun >= REQUESTS_IN_A_TURN or self.waiting:
-                waiter = asyncio.get_running_loop().create_future()
-                self.waiting.append(waiter)
-                await waiter
-            else:
-                if not self.begun:
-                    asyncio.get_running_loop().call_soon(self._next_turn)
-                self.begun += 1
+            if self.short_turns:
+                if self.begun >= REQUESTS_IN_A_SHORT_TURN or self.waiting:
+                    waiter = asyncio.get_running_loop().create_future()
+                    self.waiting.append(waiter)
+                    await waiter
+                else:
+                    self.begun += 1
             await self.app(scope, receive, send)
         except asyncio.CancelledError:
             if lifecycle.state != "draining":
@@ -51,14 +53,20 @@ class Edge:
             if scope["type"] == "http":
                 await _end_answer(scope, send)
 
+    def connections_are_new(self) -> None:
+        if not self.short_turns:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        self.short_turns = SHORT_TURNS
+
     def _next_turn(self) -> None:
+        self.short_turns -= 1
         self.begun = 0
-        while self.waiting and self.begun < REQUESTS_IN_A_TURN:
+        while self.waiting and (self.begun < REQUESTS_IN_A_SHORT_TURN or not self.short_turns):
             waiter = self.waiting.popleft()
             if not waiter.done():  # its request may have been cancelled
                 waiter.set_result(None)
                 self.begun += 1
-        if self.begun:
+        if self.short_turns:
             asyncio.get_running_loop().call_soon(self._next_turn)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:

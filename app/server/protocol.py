@@ -1,8 +1,8 @@
 """One connection of a worker: Uvicorn's protocol, but it drains, and writes an answer's head together with its body.
 
-Relied on, beyond the public interface, and read in uvicorn 0.54: the protocol's `transport` is what each
-`RequestResponseCycle` writes to, with write(), is_closing() and close(), and the first write() of a cycle after its
-`response_started` is its head.
+Relied on, beyond the public interface, and read in uvicorn 0.54: the protocol's `transport` is what it and its cycles
+write to, with write(), is_closing() and close(); an answer is its head in one write(), which only a 100 Continue may
+come before, and on_response_complete() is called behind its last one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+CONTINUE = b"HTTP/1.1 100 "
 
 
 class Heads:
@@ -36,24 +38,25 @@ class Heads:
 class JoiningTransport:
     """A transport whose write() keeps the head of an answer until the first of its body comes.
 
-    Uvicorn writes both by themselves: a system call more here, a read more in nginx, and two packets.
+    Uvicorn writes both by themselves: a system call more here, a read more in nginx, and two packets. It knows nothing
+    of its protocol: holding each other, they would stay in memory until the garbage collector comes.
     """
 
-    def __init__(self, transport: asyncio.Transport, protocol: HttpToolsProtocol, heads: Heads) -> None:
+    __slots__ = ("expects_head", "head", "heads", "is_closing", "transport")
+
+    def __init__(self, transport: asyncio.Transport, heads: Heads) -> None:
         self.transport = transport
         self.is_closing = transport.is_closing  # asked for each answer
-        self.protocol = protocol
         self.heads = heads
+        self.expects_head = True
         self.head = b""
-        self.begun: RequestResponseCycle | None = None  # whose head has been written
 
     def write(self, data: bytes) -> None:
-        cycle = self.protocol.cycle
         if self.head:
             head, self.head = self.head, b""
             self.transport.writelines((head, data))
-        elif cycle is not self.begun and cycle.response_started:
-            self.begun = cycle
+        elif self.expects_head and not data.startswith(CONTINUE):
+            self.expects_head = False
             self.head = data
             self.heads.hold(self)
         else:
@@ -62,7 +65,8 @@ class JoiningTransport:
     def flush(self) -> None:
         if self.head:
             head, self.head = self.head, b""
-            self.transport.write(head)
+            if not self.is_closing():
+                self.transport.write(head)
 
     def close(self) -> None:
         self.flush()
@@ -75,17 +79,24 @@ class JoiningTransport:
 class DrainProtocol(HttpToolsProtocol):
     """A connection that a shutdown leaves open: nginx may be sending on it at this very moment."""
 
+    joining: JoiningTransport
+
     def __init__(self, heads: Heads, **given: Any) -> None:
         super().__init__(**given)
         self.heads = heads
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = cast(asyncio.Transport, JoiningTransport(transport, self, self.heads))
+        self.joining = JoiningTransport(transport, self.heads)
+        self.transport = cast(asyncio.Transport, self.joining)
+
+    def on_response_complete(self) -> None:
+        self.joining.flush()  # of an answer that has no body
+        self.joining.expects_head = True
+        super().on_response_complete()
 
     def handle_websocket_upgrade(self) -> None:
-        if isinstance(self.transport, JoiningTransport):
-            self.transport = self.transport.transport
+        self.transport = self.joining.transport
         super().handle_websocket_upgrade()
 
     def shutdown(self) -> None:

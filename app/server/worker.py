@@ -136,6 +136,7 @@ class DrainServer(Server):
                 self.loop.remove_reader(listener.fileno())
                 self.loop.call_later(1, self._accept_again, listener)
                 return
+            self.worker.edge.connections_are_new()
             connection.setblocking(False)
             connecting: Any = self.loop.connect_accepted_socket(self._protocol, connection)
             try:
@@ -221,6 +222,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     sockets: list[Any]
     wsgi: ASGIApp
+    edge: Edge
     CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 (the parent class names it so)
         "ws_ping_interval": settings.websocket_ping_seconds,
         "limit_max_requests": None,  # Uvicorn would leave at once; on_tick asks for a replacement first
@@ -262,7 +264,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
-        self.wsgi = Edge(self.wsgi, self.tell)
+        self.edge = self.wsgi = Edge(self.wsgi, self.tell)
 
     def run(self) -> None:
         self.config.app = self.wsgi

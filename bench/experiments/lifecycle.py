@@ -30,29 +30,21 @@ OURS, STOCK = "this worker and master", "UvicornWorker, shared socket"
 
 
 def seconds() -> float:
-    return 6 + harness.seconds(variants=2, rounds=ROUNDS) + 2 * REPLACEMENTS * 3
+    return harness.seconds_anew(variants=2, rounds=ROUNDS) + 2 * harness.START_SECONDS + 2 * REPLACEMENTS * 3
 
 
 def run(progress: Progress) -> Result:
     result, request = Result(), target.asked(REQUEST)
-    table = rows()
-    recycling = {name: table[name] for name in ("MAX_REQUESTS", "MAX_REQUESTS_JITTER")}
+    found = harness.measure_anew([_ours, _stock], request, ROUNDS, CONNECTIONS, progress)
+    workers = int(rows()["WORKERS"])
+    replacing: dict[str, list[float]] = {OURS: [], STOCK: []}
     with ExitStack() as stack:
-        variants = []
-        for name, listeners in ((OURS, "per-worker"), (STOCK, "shared")):
-            progress.step(f"starting {name}")
-            bench = Bench(f"lifecycle-{listeners}", WORKER_LISTENERS=listeners, **recycling)
-            stack.enter_context(bench.own_folder())
-            app = bench.app() if name == OURS else bench.stock_app("bench.workers.StockWorker")
-            pid = stack.enter_context(app)
-            nginx = stack.enter_context(bench.nginx())
-            variants.append(Variant(name, bench.url, {"app": pid, "nginx": nginx}))
-        found = harness.measure(variants, request, ROUNDS, CONNECTIONS, progress)
-        replacing: dict[str, list[float]] = {variant.name: [] for variant in variants}
+        progress.step("starting both")
+        variants = [_ours(stack), _stock(stack)]
         for number in range(REPLACEMENTS):
             for variant in variants:
                 progress.step(f"replacing the workers, {number + 1} of {REPLACEMENTS}, {variant.name}")
-                replacing[variant.name].append(_replace(variant.tiers["app"]) / int(table["WORKERS"]))
+                replacing[variant.name].append(_replace(variant.tiers["app"]) / workers)
     harness.add_rounds(result, request, found)
     result.rounds["CPU seconds of one replacement"] = replacing
     result.comparisons = [
@@ -63,10 +55,30 @@ def run(progress: Progress) -> Result:
     ]
     for name, taken in replacing.items():
         row = {"variant": name, "CPU s of one replacement": f"{median(taken):.2f}"}
-        if mean := int(table["MAX_REQUESTS"]) + int(table["MAX_REQUESTS_JITTER"]) / 2:
+        if mean := int(rows()["MAX_REQUESTS"]) + int(rows()["MAX_REQUESTS_JITTER"]) / 2:
             row["us/request, with MAX_REQUESTS as it is"] = f"{median(taken) / mean * 1e6:.1f}"
         result.details.append(row)
     return result
+
+
+def _ours(stack: ExitStack) -> Variant:
+    bench = _bench(stack, "per-worker")
+    return Variant(
+        OURS, bench.url, {"app": stack.enter_context(bench.app()), "nginx": stack.enter_context(bench.nginx())}
+    )
+
+
+def _stock(stack: ExitStack) -> Variant:
+    bench = _bench(stack, "shared")
+    app = stack.enter_context(bench.stock_app("bench.workers.StockWorker"))
+    return Variant(STOCK, bench.url, {"app": app, "nginx": stack.enter_context(bench.nginx())})
+
+
+def _bench(stack: ExitStack, listeners: str) -> Bench:
+    recycling = {name: rows()[name] for name in ("MAX_REQUESTS", "MAX_REQUESTS_JITTER")}
+    bench = Bench(f"lifecycle-{listeners}", WORKER_LISTENERS=listeners, **recycling)
+    stack.enter_context(bench.own_folder())
+    return bench
 
 
 def _replace(master: int) -> float:

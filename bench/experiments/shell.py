@@ -45,22 +45,29 @@ def requests() -> list[Request]:
 
 
 def seconds() -> float:
-    return 6 + len(requests()) * harness.seconds(variants=2, rounds=ROUNDS)
+    return len(requests()) * harness.seconds_anew(variants=2, rounds=ROUNDS)
 
 
 def run(progress: Progress) -> Result:
     result = Result()
-    with ExitStack() as stack:
-        variants = []
-        for name in (SHELL, BARE):
-            progress.step(f"starting {name}")
-            bench = Bench(name.replace(" ", "-"), WORKERS="1")
-            stack.enter_context(bench.own_folder())
-            pid = stack.enter_context(bench.app(bench.environ["APP_MODULE"] if name == BARE else ""))
-            variants.append(Variant(name, bench.app_url, {"app": pid}))
-        for request in requests():
-            found = harness.measure(variants, request, ROUNDS, CONNECTIONS, progress)
-            harness.add_rounds(result, request, found)
-            ratio = harness.cpu_ratio(found[SHELL], found[BARE], "app")
-            result.comparisons.append(Comparison(f"app CPU of a {request}, {SHELL} to {BARE}", ratio, GOAL))
+    for request in requests():
+        found = harness.measure_anew([_shell, _bare], request, ROUNDS, CONNECTIONS, progress)
+        harness.add_rounds(result, request, found)
+        ratio = harness.cpu_ratio(found[SHELL], found[BARE], "app")
+        result.comparisons.append(Comparison(f"app CPU of a {request}, {SHELL} to {BARE}", ratio, GOAL))
     return result
+
+
+def _shell(stack: ExitStack) -> Variant:
+    return _started(stack, SHELL)
+
+
+def _bare(stack: ExitStack) -> Variant:
+    return _started(stack, BARE)
+
+
+def _started(stack: ExitStack, name: str) -> Variant:
+    bench = Bench(name.replace(" ", "-"), WORKERS="1")
+    stack.enter_context(bench.own_folder())
+    pid = stack.enter_context(bench.app(bench.environ["APP_MODULE"] if name == BARE else ""))
+    return Variant(name, bench.app_url, {"app": pid})

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from app.server.edge import REQUESTS_IN_A_TURN, Edge, Message, Receive, Scope, Send
+from app.server.edge import REQUESTS_IN_A_SHORT_TURN, SHORT_TURNS, Edge, Message, Receive, Scope, Send
 
-MANY = 5 * REQUESTS_IN_A_TURN + 3
+MANY = 5 * REQUESTS_IN_A_SHORT_TURN + 3
 
 
 async def receive() -> Message:
@@ -44,20 +44,37 @@ def ask(edge: Edge, number: int) -> asyncio.Task[None]:
     return asyncio.ensure_future(edge(scope, receive, send))  # type: ignore[arg-type]
 
 
-def test_a_burst_begins_in_the_order_it_came_so_many_in_each_turn_of_the_loop() -> None:
+def test_all_that_have_come_begin_in_one_turn_of_the_loop() -> None:
     turns = Turns()
     edge = Edge(turns, lambda line: None)
 
     async def burst() -> None:
         turns.next_turn()
+        await asyncio.gather(*(ask(edge, number) for number in range(MANY)))
+
+    asyncio.run(burst())
+    assert turns.begun == [(number, turns.begun[0][1]) for number in range(MANY)]
+
+
+def test_while_connections_are_new_so_many_begin_in_a_turn_and_all_in_the_order_they_came() -> None:
+    turns = Turns()
+    edge = Edge(turns, lambda line: None)
+
+    async def burst() -> None:
+        turns.next_turn()
+        edge.connections_are_new()
         first = [ask(edge, number) for number in range(MANY)]
         await asyncio.sleep(0)
+        edge.connections_are_new()
         await asyncio.gather(*first, *(ask(edge, number) for number in range(MANY, 2 * MANY)))
 
     asyncio.run(burst())
     assert [number for number, _ in turns.begun] == list(range(2 * MANY))
-    assert max(turns.in_each_turn) == REQUESTS_IN_A_TURN
-    assert turns.in_each_turn[:-1] == [REQUESTS_IN_A_TURN] * (2 * MANY // REQUESTS_IN_A_TURN)
+    short, rest = turns.in_each_turn[: SHORT_TURNS - 1], turns.in_each_turn[SHORT_TURNS - 1 :]
+    assert short == [REQUESTS_IN_A_SHORT_TURN] * len(short)
+    assert sum(rest[:-1]) <= 2 * REQUESTS_IN_A_SHORT_TURN
+    assert edge.short_turns == 0
+    assert not edge.waiting
 
 
 def test_a_request_that_comes_alone_waits_for_nothing() -> None:
@@ -66,6 +83,7 @@ def test_a_request_that_comes_alone_waits_for_nothing() -> None:
 
     async def one_by_one() -> None:
         turns.next_turn()
+        edge.connections_are_new()
         for number in range(3):
             before = turns.turn
             await ask(edge, number)
@@ -79,9 +97,10 @@ def test_requests_that_are_cancelled_while_they_wait_hold_up_nobody() -> None:
     edge = Edge(turns, lambda line: None)
 
     async def burst() -> None:
+        edge.connections_are_new()
         tasks = [ask(edge, number) for number in range(MANY)]
         await asyncio.sleep(0)
-        for task in tasks[REQUESTS_IN_A_TURN:-1]:
+        for task in tasks[REQUESTS_IN_A_SHORT_TURN:-1]:
             task.cancel()
         async with asyncio.timeout(10):
             await tasks[-1]
@@ -91,7 +110,7 @@ def test_requests_that_are_cancelled_while_they_wait_hold_up_nobody() -> None:
                 await task
 
     asyncio.run(burst())
-    assert [number for number, _ in turns.begun] == [*range(REQUESTS_IN_A_TURN), MANY - 1, MANY]
+    assert [number for number, _ in turns.begun] == [*range(REQUESTS_IN_A_SHORT_TURN), MANY - 1, MANY]
 
 
 def test_a_lifespan_is_not_counted_and_its_failure_is_told() -> None:

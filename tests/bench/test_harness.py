@@ -8,9 +8,9 @@ from threading import Thread
 import pytest
 
 from bench import __main__ as command
-from bench import report
+from bench import harness, report
 from bench.harness import Comparison, Result, Variant, require_same_answer
-from bench.load import Request
+from bench.load import Outcome, Request
 from bench.processes import CannotRun, process
 from bench.ratios import Figures, Goal
 from stack.console import Failure
@@ -66,6 +66,30 @@ def test_a_process_that_ends_at_once_is_reported_with_its_last_words(tmp_path: P
         process("echo no such setting; exit 3", {}, tmp_path / "log", lambda: False, stop_seconds=1),
     ):
         pass
+
+
+def test_each_round_has_processes_of_its_own_and_both_come_first_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def start(name: str) -> harness.Start:
+        def started(stack: ExitStack) -> Variant:
+            seen.append(f"{name} up")
+            stack.callback(lambda: seen.append(f"{name} down"))
+            return Variant(name, "", {})
+
+        return started
+
+    def run(*_: object) -> Outcome:
+        seen.append("load")
+        return Outcome(requests=100, seconds=1, errors=0, latency_ms={99.0: 1}, busy=0.1)
+
+    monkeypatch.setattr(harness, "require_same_answer", lambda *_: None)
+    monkeypatch.setattr(harness.load, "run", run)
+    found = harness.measure_anew([start("a"), start("b")], GET, 2, 1, harness.Progress())
+    assert {name: len(rounds) for name, rounds in found.items()} == {"a": 2, "b": 2}
+    loads = ["load"] * (2 + 2 * harness.SLICES)  # a warm-up of each, then the slices of each
+    once = [*loads, "a down", "b down"], [*loads, "b down", "a down"]
+    assert seen == ["b up", "a up", *once[0], "a up", "b up", *once[1]]
 
 
 def result(*values: float, goal: Goal | None) -> Result:

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Awaitable, Callable
+
+import pytest
+import uvloop
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from app.server.edge import ASGIApp, Receive, Scope, Send
+from app.server.protocol import DrainProtocol, Heads
+
+ASK = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Recorded(DrainProtocol):
+    """Notes what is written to the real transport, a piece for each call."""
+
+    made: list[weakref.ref[Recorded]]
+    written: list[bytes]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.made.append(weakref.ref(self))
+        self.joining.transport = Recorder(transport, self.written)  # type: ignore[assignment]
+
+
+class Recorder:
+    def __init__(self, transport: asyncio.Transport, written: list[bytes]) -> None:
+        self.transport, self.written = transport, written
+        self.close = transport.close
+
+    def write(self, data: bytes) -> None:
+        self.written.append(bytes(data))
+        self.transport.write(data)
+
+    def writelines(self, pieces: tuple[bytes, ...]) -> None:
+        self.written.append(b"".join(pieces))
+        self.transport.writelines(pieces)
+
+
+def serve(app: ASGIApp, talk: Talk, run: Callable[..., None] = asyncio.run) -> Recorded:
+    """`talk` to a server of `app` on loopback; its class, which has what was written and the connections made."""
+
+    class Kept(Recorded):
+        made: list[weakref.ref[Recorded]] = []  # noqa: RUF012
+        written: list[bytes] = []  # noqa: RUF012
+
+    async def talking() -> None:
+        config = Config(app, http="httptools", lifespan="off", log_config=None)
+        config.load()
+        loop = asyncio.get_running_loop()
+        heads, state = Heads(loop), ServerState()
+        server = await loop.create_server(
+            lambda: Kept(heads, config=config, server_state=state, app_state={}, _loop=loop), "127.0.0.1", 0
+        )
+        async with server, asyncio.timeout(20):
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            await talk(reader, writer)
+            writer.close()
+            while state.connections:  # noqa: ASYNC110 (nothing tells of its end)
+                await asyncio.sleep(0.01)
+
+    run(talking())
+    return Kept  # type: ignore[return-value]
+
+
+def answering(*body: bytes, **headers: str) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": given})
+        for part in body:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize("size", [2, 1 << 20])
+def test_head_and_body_are_written_together(run: Callable[..., None], size: int) -> None:
+    async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            writer.write(ASK)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert await reader.readexactly(size) == b"x" * size
+
+    found = serve(answering(b"x" * size, content_length=str(size)), twice, run)
+    ends = [(piece[:15], piece[-1:]) for piece in found.written if piece]  # the end of the body is an empty piece
+    assert ends == [(b"HTTP/1.1 200 OK", b"x")] * 2
+
+
+def test_the_head_of_an_answer_whose_body_is_not_there_yet_goes_alone() -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(ASK)
+        await reader.readuntil(b"\r\n\r\n")
+        go_on.set()
+        assert await reader.readexactly(2) == b"ok"
+
+    assert len(serve(app, talk).written) == 2
+
+
+def test_answers_without_a_body_and_with_one_are_told_apart_on_one_connection() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(ASK.replace(b"GET", b"HEAD") * 2 + ASK * 2)
+        for body in (b"", b"", b"ok", b"ok"):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+            assert await reader.readexactly(len(body)) == body
+
+    found = serve(answering(b"ok", content_length="2"), talk)
+    pieces = [piece for piece in found.written if piece]
+    assert [piece.count(b"HTTP/1.1 200 OK") for piece in pieces] == [1] * 4
+    assert [piece.endswith(b"ok") for piece in pieces] == [False, False, True, True]
+
+
+def test_an_answer_that_fails_behind_its_head_shows_its_head_and_is_cut() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        raise ValueError("no body")
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(ASK)
+        assert await reader.read() == b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
+
+    serve(app, talk)
+
+
+def test_a_client_that_is_told_to_go_on_is_told_at_once_and_answered_whole() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = (await receive())["body"]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": body})
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"ok")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert await reader.readexactly(2) == b"ok"
+
+    serve(app, talk)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_closed_connection_leaves_nothing_for_the_garbage_collector(run: Callable[..., None]) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(ASK)
+        await reader.readuntil(b"ok")
+
+    gc.collect()
+    gc.disable()
+    try:
+        found = serve(answering(b"ok", content_length="2"), talk, run)
+        left = [each for each in found.made if each() is not None]
+    finally:
+        gc.enable()
+    assert len(found.made) == 1
+    assert not left, "the protocol of a closed connection is still in memory"
