@@ -24,8 +24,8 @@ from bench.ratios import Figures, Goal, Verdict, ratios
 
 SLICES = 2
 SLICE_SECONDS = 1
-WARM_UP_SECONDS = 2
-START_SECONDS = 2.2  # of an app and nginx, and their stop
+WARM_UP_SECONDS, NEW_WARM_UP_SECONDS = 2, 1
+START_SECONDS = 1.6  # of an app and nginx, and their stop
 # What may differ in the same answer: which process gave it.
 OWN_TO_A_PROCESS = ("pid",)
 
@@ -146,33 +146,41 @@ Start = Callable[[ExitStack], Variant]
 
 
 def measure_anew(
-    starts: Sequence[Start], request: Request, rounds: int, connections: int, progress: Progress
-) -> dict[str, list[Round]]:
-    """As `measure`, but each round has processes of its own, started by `starts` and stopped with its ExitStack.
+    starts: Sequence[Start], requests: Sequence[Request], rounds: int, connections: int, progress: Progress
+) -> list[dict[str, list[Round]]]:
+    """As `measure`, for each of `requests`, but each round has processes of its own, started by `starts` and stopped
+    with its ExitStack.
 
     For goals within a few percent: two processes of the same program differ by up to 4 % in their CPU per request for
     as long as they live, and with one of each that difference would be in every round.
     """
-    found: dict[str, list[Round]] = {}
+    found: list[dict[str, list[Round]]] = [{} for _ in requests]
     for number in range(rounds):
         progress.prefix = f"round {number + 1} of {rounds}, "
         with ExitStack() as stack:
             progress.step("starting new processes")
-            order = starts if number % 2 else list(reversed(starts))
-            for name, taken in measure([start(stack) for start in order], request, 1, connections, progress).items():
-                found.setdefault(name, []).extend(taken)
+            variants = [start(stack) for start in (starts if number % 2 else reversed(starts))]
+            for request, its in zip(requests, found, strict=True):
+                taken = measure(variants, request, 1, connections, progress, NEW_WARM_UP_SECONDS)
+                for name, one in taken.items():
+                    its.setdefault(name, []).extend(one)
     progress.prefix = ""
     return found
 
 
 def measure(
-    variants: Sequence[Variant], request: Request, rounds: int, connections: int, progress: Progress
+    variants: Sequence[Variant],
+    request: Request,
+    rounds: int,
+    connections: int,
+    progress: Progress,
+    warm_up_seconds: float = WARM_UP_SECONDS,
 ) -> dict[str, list[Round]]:
     """Load each variant once in each round; the rounds of each by its name. All must answer alike first."""
     require_same_answer(variants, request)
     for variant in variants:
         progress.step(f"{request}, {variant.name}: warming up")
-        load.run(variant.url, request, connections, WARM_UP_SECONDS)
+        load.run(variant.url, request, connections, warm_up_seconds)
     found: dict[str, list[Round]] = {variant.name: [] for variant in variants}
     for number in range(rounds):
         turn = number % len(variants)  # another one comes first each time
@@ -194,9 +202,9 @@ def seconds(variants: int, rounds: int) -> float:
     return variants * (WARM_UP_SECONDS + rounds * SLICES * (SLICE_SECONDS + 0.1))
 
 
-def seconds_anew(variants: int, rounds: int) -> float:
+def seconds_anew(variants: int, rounds: int, requests: int = 1) -> float:
     """About how long `measure_anew` takes."""
-    return rounds * (variants * START_SECONDS + seconds(variants, 1))
+    return rounds * variants * (START_SECONDS + requests * (NEW_WARM_UP_SECONDS + SLICES * (SLICE_SECONDS + 0.1)))
 
 
 Slice = tuple[load.Outcome, dict[str, float]]

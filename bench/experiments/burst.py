@@ -24,7 +24,7 @@ BURST_SECONDS = 0.5
 WARM_BURSTS = 3
 WARM_UP_SECONDS = 2
 REST_SECONDS = 0.3
-START_SECONDS = 2.2  # of a stack, and its stop
+START_SECONDS = 1.5  # of a stack, and its stop
 
 OURS, ASYNCIO, LOOP_ACCEPTS = "uvloop, all accepted at once", "asyncio", "uvloop, its own server accepts"
 WORKER_CLASSES = {OURS: "", ASYNCIO: "bench.workers.AsyncioWorker", LOOP_ACCEPTS: "bench.workers.LoopAcceptsWorker"}

@@ -35,7 +35,7 @@ def seconds() -> float:
 
 def run(progress: Progress) -> Result:
     result, request = Result(), target.asked(REQUEST)
-    found = harness.measure_anew([_ours, _stock], request, ROUNDS, CONNECTIONS, progress)
+    (found,) = harness.measure_anew([_ours, _stock], [request], ROUNDS, CONNECTIONS, progress)
     workers = int(rows()["WORKERS"])
     replacing: dict[str, list[float]] = {OURS: [], STOCK: []}
     with ExitStack() as stack:

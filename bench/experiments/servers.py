@@ -47,7 +47,7 @@ NONE_TO_SET = "as before"  # it has no such option, or its default is above ngin
 
 def seconds() -> float:
     there = 1 + sum(server.why_not() is None for server in SERVERS)
-    starts = 2.5 * (there + sum(bool(server.longest) for server in SERVERS))
+    starts = 2.0 * (there + sum(bool(server.longest) for server in SERVERS))
     races = 7 + (len(GAPS) + 1) * 5.3
     return starts + harness.seconds(there, ROUNDS) + races + there * 6 + 9
 

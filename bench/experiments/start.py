@@ -26,7 +26,7 @@ GIVE_UP_SECONDS = 120
 POLL_SECONDS = 0.05  # oftener, the asking slows the start down
 GOALS = {"native": Goal("at most", 5), "compose": Goal("at most", 10)}
 # About how long one start and stop takes, for the time left.
-ROUND_SECONDS = {"native": 8, "compose": 20}
+ROUND_SECONDS = {"native": 5, "compose": 12}
 
 
 def ways() -> list[str]:

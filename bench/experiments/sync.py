@@ -34,7 +34,7 @@ PER_SECOND, FAST_MS = "requests/s", "ms of the fast"
 
 def seconds() -> float:
     # Where the loop is blocked, the last answers come some turns of it later, of 64 times 20 ms each.
-    return 8 + ROUNDS * (len(APPS) * (SETTLE_SECONDS + SECONDS + 1) + 6)
+    return 8 + ROUNDS * (len(APPS) * (SETTLE_SECONDS + SECONDS + 1) + 2)
 
 
 def run(progress: Progress) -> Result:

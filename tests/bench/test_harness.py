@@ -15,7 +15,7 @@ from bench.processes import CannotRun, process
 from bench.ratios import Figures, Goal
 from stack.console import Failure
 
-GET = Request("GET", "/")
+GET, POST = Request("GET", "/"), Request("POST", "/")
 Serve = Callable[..., Variant]
 
 
@@ -85,9 +85,9 @@ def test_each_round_has_processes_of_its_own_and_both_come_first_in_turn(monkeyp
 
     monkeypatch.setattr(harness, "require_same_answer", lambda *_: None)
     monkeypatch.setattr(harness.load, "run", run)
-    found = harness.measure_anew([start("a"), start("b")], GET, 2, 1, harness.Progress())
-    assert {name: len(rounds) for name, rounds in found.items()} == {"a": 2, "b": 2}
-    loads = ["load"] * (2 + 2 * harness.SLICES)  # a warm-up of each, then the slices of each
+    found = harness.measure_anew([start("a"), start("b")], [GET, POST], 2, 1, harness.Progress())
+    assert [{name: len(rounds) for name, rounds in its.items()} for its in found] == [{"a": 2, "b": 2}] * 2
+    loads = ["load"] * 2 * (2 + 2 * harness.SLICES)  # for each request a warm-up of each, then the slices of each
     once = [*loads, "a down", "b down"], [*loads, "b down", "a down"]
     assert seen == ["b up", "a up", *once[0], "a up", "b up", *once[1]]
 
