@@ -17,9 +17,10 @@ from bench.target import Target
 
 START, FACTOR = 16.0, 2.0
 WITHIN, ROUGHLY = 1.05, 1.12  # how near an edge is found; for comparing numbers of workers
-# The second search looks this far around the first one's finding.
+SEARCHES = 3
+# Each further search looks this far around the finding of the one before.
 AROUND = 1.4
-USUAL_PROBES = 3
+USUAL_PROBES = 5
 # A stack that was loaded beyond its capacity works off what waits for it, before the next probe.
 CALM_SECONDS = 10.0
 
@@ -88,15 +89,17 @@ def find(trials: Trials) -> tuple[float, list[float]]:
         raise NoneHolds(", ".join(trials.taken[-1].missed))
     holds = search.by_majority(trials.holds)
     findings = [search.bisect(low, high, WITHIN, holds)]
-    rate = None
-    while rate is None and len(findings) < 3:
-        around = findings[-1]
+    while len(findings) < SEARCHES:
+        begun, around = time.monotonic(), findings[-1]
         findings.append(search.bisect(around / AROUND, around * AROUND, WITHIN, holds))
-        rate = search.agreed(findings)
+        took = time.monotonic() - begun
+        if search.agreed(findings) and trials.until - time.monotonic() < 2 * took:
+            break  # with longer probes there is no time for another
+    rate = search.agreed(findings)
     if rate is None:
         raise TooNoisy(f"searches found {', '.join(f'{each:.0f}' for each in findings)} requests/s")
     for _ in range(3):
-        if holds(rate) and holds(rate):
+        if holds(rate):
             return rate, findings
         rate /= WITHIN
     raise TooNoisy(f"{rate * WITHIN:.0f} requests/s held when it was searched for, and not when it was confirmed")
@@ -120,4 +123,7 @@ def find_roughly(trials: Trials, workers: int, around: float) -> Measured:
     low, high = search.climb(around / 2, 1.5, search.by_majority(trials.holds))
     if not low:
         raise NoneHolds(", ".join(trials.taken[-1].missed))
-    return measured(trials, workers, search.bisect(low, high, ROUGHLY, search.by_majority(trials.holds)))
+    rate = search.bisect(low, high, ROUGHLY, search.by_majority(trials.holds))
+    if not search.by_majority(trials.holds)(rate):
+        rate = max((each.rate for each in trials.taken if each.held and each.rate < rate), default=rate)
+    return measured(trials, workers, rate)

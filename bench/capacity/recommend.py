@@ -11,7 +11,7 @@ from math import ceil
 from stack.settings import ROOT, StackSettings
 
 # A smaller number of workers is as good when it bears this share of the best.
-AS_GOOD = 0.9
+AS_GOOD = 0.95
 # The load for which a stack should be sized, as a share of the highest.
 USUAL = 0.7
 # The least that .env's rule for APP_MAX_REQUESTS_IN_FLIGHT allows.

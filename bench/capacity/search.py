@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import pairwise
 from math import sqrt
+from statistics import median
 
 Holds = Callable[[float], bool]
 
@@ -55,9 +56,7 @@ def bisect(low: float, high: float, within: float, holds: Holds) -> float:
 
 
 def agreed(findings: Sequence[float]) -> float | None:
-    """The mean of the two findings that are nearest to each other; None where even those are too far apart."""
-    pairs = [sorted(pair) for pair in combinations(findings, 2)]
-    if not pairs:
-        return None
-    low, high = min(pairs, key=lambda pair: pair[1] / pair[0])
-    return (low + high) / 2 if high <= AGREE * low else None
+    """The median of two findings or more; None where no two are near each other."""
+    ordered = sorted(findings)
+    near = any(high <= AGREE * low for low, high in pairwise(ordered))
+    return median(ordered) if near else None

@@ -16,7 +16,7 @@ QUESTION = (
     "How much more CPU does a request take with each part of the shell alone around the app, with all of it, and with "
     "the middleware of tutorials (BaseHTTPMiddleware, an instrumentator package, Uvicorn's access log, structlog)?"
 )
-ROUNDS = 6
+ROUNDS = 5
 
 TYPICAL = "the tutorials' middleware"
 PACKAGES = ("prometheus-fastapi-instrumentator", "structlog")

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -62,10 +63,11 @@ def test_a_failing_trial_is_repeated_and_two_of_three_decide(trials: list[bool],
     assert next(left, None) is None
 
 
-def test_two_findings_that_are_near_make_one_and_others_none() -> None:
+def test_findings_of_which_two_are_near_make_one_and_others_none() -> None:
     assert search.agreed([100, 108]) == 104
     assert search.agreed([100, 112]) is None
-    assert search.agreed([100, 150, 155]) == 152.5
+    assert search.agreed([100, 150, 155]) == 150
+    assert search.agreed([150, 100, 108]) == 108
     assert search.agreed([100]) is None
 
 
@@ -73,7 +75,7 @@ class Scripted(Trials):
     """Probes without a stack: the objectives hold up to `edge`."""
 
     def __init__(self, edge: float) -> None:
-        super().__init__(0, Target("x:y", ("/",)), OBJECTIVES, None, 4, 0)  # type: ignore[arg-type]
+        super().__init__(0, Target("x:y", ("/",)), OBJECTIVES, None, 4, inf)  # type: ignore[arg-type]
         self.edge = edge
 
     def probe(self, rate: float, seconds: float = 0) -> Probe:
@@ -82,12 +84,20 @@ class Scripted(Trials):
         return taken
 
 
-def test_a_rate_that_two_searches_find_and_two_probes_confirm_is_found() -> None:
+def test_a_rate_that_three_searches_find_and_that_is_confirmed_is_found() -> None:
     trials = Scripted(200)
     rate, searches = find(trials)
     assert 200 / 1.1 < rate <= 200
-    assert len(searches) == 2
+    assert len(searches) == 3
     assert all(200 / 1.05 <= each <= 200 for each in searches)
+
+
+def test_two_searches_that_agree_are_enough_where_there_is_no_time_for_a_third() -> None:
+    trials = Scripted(200)
+    trials.until = 0
+    rate, searches = find(trials)
+    assert 200 / 1.1 < rate <= 200
+    assert len(searches) == 2
 
 
 def test_a_rate_that_cannot_be_confirmed_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
