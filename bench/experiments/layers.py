@@ -60,7 +60,8 @@ def run(progress: Progress) -> Result:
         if TYPICAL in found:
             require_lines(bench.folder / "app.log")
     harness.add_rounds(result, request, found)
-    for name in found:
+    # The first is the headline.
+    for name in sorted(found, key=lambda name: name not in (TYPICAL, SHELL)):
         if name != BARE:
             ratio = harness.cpu_ratio(found[name], found[BARE], "app")
             result.comparisons.append(Comparison(f"app CPU per request, {name} to {BARE}", ratio))
