@@ -159,8 +159,10 @@ def test_a_run_within_the_objectives_exits_0_and_leaves_a_report(tmp_path: Path,
 
 
 def test_slow_answers_miss_the_objectives_and_the_rate_and_exit_1(tmp_path: Path, stack: Stack) -> None:
-    stack.delay_seconds = 2.5  # longer than a user's pace, so that arrivals are held back
-    settings = {"LOADTEST_SHAPE": "rate", "LOADTEST_SECONDS": "4", "SLO_P50_MS": "100"}
+    # Longer than a user's pace, 2 s, so that arrivals are held back; and so much longer that a user has two answers in
+    # the 6 s at the most, wherever they begin, where three are intended.
+    stack.delay_seconds = 3.5
+    settings = {"LOADTEST_SHAPE": "rate", "LOADTEST_SECONDS": "6", "SLO_P50_MS": "100"}
     status, output = finish(start(tmp_path, stack.url, **settings))
 
     # On a machine so busy that the generator itself had no CPU, a miss says nothing of the server.
