@@ -63,15 +63,15 @@ def generator() -> str:
 
 def prepare() -> str:
     """Install wrk where that is possible: it leaves the stack more of the CPU than Locust. Says what makes the load."""
-    why = ""
-    if generator() != "wrk" and debian.can_install():
-        try:
-            debian.install("wrk")
-        except Failure as failure:
-            why = f" ({failure})"
-    elif generator() != "wrk":
-        why = " (wrk is not installed, and would leave the stack more of the CPU: sudo apt-get install wrk)"
-    return generator() + why
+    if generator() == "wrk":
+        return "wrk"
+    if not debian.can_install():
+        return "Locust (wrk is not installed, and would leave the stack more of the CPU: sudo apt-get install wrk)"
+    try:
+        debian.install("wrk")
+    except Failure as failure:
+        return f"Locust ({failure})"
+    return generator()
 
 
 def run(url: str, request: Request, connections: int, seconds: float) -> Outcome:
