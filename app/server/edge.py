@@ -18,7 +18,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 # requests that begin in it: the last connections of a burst would wait for whole rounds of requests that came after
 # theirs (make bench EXPERIMENTS=burst). So turns are short while connections are new. Not always: with fewer requests
 # in a turn the kernel is asked more often, and each request costs more.
-REQUESTS_IN_A_SHORT_TURN = 16
+REQUESTS_IN_A_SHORT_TURN = 4
 SHORT_TURNS = 3
 
 

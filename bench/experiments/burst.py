@@ -17,7 +17,7 @@ QUESTION = (
     "256 connections are opened at once, and each asks again as soon as it is answered: how long do their first "
     "requests take (p99) on a stack that no request has reached yet, and on one that is warm?"
 )
-ROUNDS = 20  # a burst varies by a third, and the two loops differ by less
+ROUNDS = 26  # a burst varies by a third, and the two loops differ by less
 CONNECTIONS = 256
 # The load of a burst goes on for so long, or until each connection has had its first answer.
 BURST_SECONDS = 0.5
@@ -29,8 +29,8 @@ START_SECONDS = 1.5  # of a stack, and its stop
 OURS, ASYNCIO, LOOP_ACCEPTS = "uvloop, all accepted at once", "asyncio", "uvloop, its own server accepts"
 WORKER_CLASSES = {OURS: "", ASYNCIO: "bench.workers.AsyncioWorker", LOOP_ACCEPTS: "bench.workers.LoopAcceptsWorker"}
 # What differs more shows in fewer rounds: in every so many of them.
-EVERY = {OURS: 1, ASYNCIO: 1, LOOP_ACCEPTS: 5}
-WARM_EVERY = 2
+EVERY = {OURS: 1, ASYNCIO: 1, LOOP_ACCEPTS: 6}
+WARM_EVERY = 3
 WHAT = "the first requests"
 COLD_TO_WARM, TO_ASYNCIO = Goal("at most", 1.5), Goal("at most", 1.0)
 
