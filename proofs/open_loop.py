@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,10 +161,11 @@ class Connections:
 class Client:
     """Sends requests to one stack and notes their outcome. Lives on one event loop."""
 
-    def __init__(self, port: int, post_share: float = 0.4, get_path: str = "/work/io?ms=1") -> None:
+    def __init__(self, port: int, post_share: float = 0.4, get_paths: Sequence[str] = ("/work/io?ms=1",)) -> None:
+        """Each GET is for one of `get_paths`, by chance; one that stands there twice is asked for twice as often."""
         self.connections = Connections(port)
         self.post_share = post_share
-        self.get_path = get_path
+        self.get_paths = get_paths
         self.outcome = Outcome(prefix=uuid.uuid4().hex[:12])
         self.places = asyncio.Semaphore(MOST_UNDER_WAY)
         self.start = time.monotonic()
@@ -174,7 +176,7 @@ class Client:
         method = "POST" if random.random() < self.post_share else "GET"
         key = f"{self.outcome.prefix}-{self.outcome.total}"
         self.outcome.sent[method] += 1
-        path = "/orders" if method == "POST" else self.get_path
+        path = "/orders" if method == "POST" else random.choice(self.get_paths)
         head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: {key}\r\n"
         if method == "POST":
             head += f"Idempotency-Key: {key}\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n"
@@ -246,7 +248,7 @@ def volleys(stack: Stack, size: int, gaps: list[float]) -> Outcome:
 
     All connections of the proxy to the app idle for just so long in between.
     """
-    client = Client(stack.http_port, post_share=0.7, get_path="/")
+    client = Client(stack.http_port, post_share=0.7, get_paths=["/"])
 
     async def run() -> None:
         await asyncio.gather(*(client.send() for _ in range(size)))

@@ -59,31 +59,39 @@ class Case:
     other: Callable[[Stack, OpenLoop], object] | None = None  # how the event is made to happen there
     waits: bool = False  # the harm is waiting, not loss
     rate: float = events.RATE
+    get_paths: Sequence[str] = ("/work/io?ms=1",)
 
 
 BUSY = 600.0  # the races are won by chance: more requests, more of them
+# One GET in twenty blocks its worker's loop, as a handler does that calls a database without awaiting it. What has come
+# meanwhile is read only after it, and a worker that leaves just then closes its connections unread.
+BLOCKING = ("/work/block?ms=50", *["/work/io?ms=1"] * 19)
+# With more requests under way, least_conn tries the sockets of a replica that is gone with more of them.
+SLOW = ("/work/io?ms=100",)
+LAB = rows_of(ENABLE_LAB="1")
 RECYCLING = rows_of(MAX_REQUESTS="600", MAX_REQUESTS_JITTER="200")
 TWO = rows_of(APP_REPLICAS="2")
 CASES = [
     Case("five reloads", "the worker that drains -> uvicorn-worker's own", lambda s, o: events.reload(s, o, 5),
-         STOCK, (), {}, STOCK_ROWS, events.hang_up, rate=BUSY),
+         STOCK, (), LAB, STOCK_ROWS, events.hang_up, rate=BUSY, get_paths=BLOCKING),
     Case("a worker recycled every second or so (`max_requests`)", "the worker that drains -> uvicorn-worker's own",
-         lambda s, o: events.recycle(s, o, 30), STOCK, (), RECYCLING, STOCK_ROWS,
-         lambda s, o: events.pass_time(s, o, 30), rate=BUSY),
+         lambda s, o: events.recycle(s, o, 30), STOCK, (), LAB | RECYCLING, STOCK_ROWS,
+         lambda s, o: events.pass_time(s, o, 30), rate=BUSY, get_paths=BLOCKING),
     Case("a replica of two stopped and replaced", "the worker that drains -> uvicorn-worker's own",
-         lambda s, o: events.replace_a_replica(s, o, 8), STOCK, (), TWO, STOCK_ROWS, rate=BUSY),
+         lambda s, o: events.replace_a_replica(s, o, 8), STOCK, (), LAB | TWO, STOCK_ROWS,
+         rate=BUSY, get_paths=BLOCKING),
     Case("a replica of two stopped and replaced", "PROXY_NEXT_UPSTREAM_TRIES=10 -> 1", events.replace_a_replica,
          NO_RULES, (), TWO, rows_of(PROXY_NEXT_UPSTREAM_TRIES="1")),
     Case("three deploys", "the second chance (`@again`) -> none", events.deploy,
-         [(NGINX, SECOND_CHANCE, "            error_page 502 504 /stack-error;\n")]),
-    Case("ten reloads of nginx", "`keepalive_min_timeout` -> its default, 0", events.nginx_reload,
-         [(NGINX, KEEPALIVE_MIN, "")]),
+         [(NGINX, SECOND_CHANCE, "            error_page 502 504 /stack-error;\n")], rate=BUSY, get_paths=SLOW),
+    Case("twenty reloads of nginx", "`keepalive_min_timeout` -> its default, 0",
+         lambda s, o: events.nginx_reload(s, o, 20), [(NGINX, KEEPALIVE_MIN, "")], rate=BUSY),
     Case("four GETs slower than the read timeout, two replicas of two workers", "`max_fails=0` -> its default, 1",
          lambda s, o: events.slow_requests(s, o, 4, "io"),
          [("nginx/40-upstream.sh", " max_fails=0", "")], NO_RULES, TWO | rows_of(REQUEST_DEADLINE_SECONDS="60")),
     Case("one worker stands still, fifteen times 1.5 s", "a socket for each worker -> one for all",
          lambda s, o: events.stall(s, o, 15),
-         (), (), rows_of(ENABLE_LAB="1", WORKERS="4"), rows_of(WORKER_LISTENERS="shared"), waits=True),
+         (), (), LAB | rows_of(WORKERS="4"), rows_of(WORKER_LISTENERS="shared"), waits=True),
 ]  # fmt: skip
 
 
@@ -94,7 +102,7 @@ def happen(case: Case, reverted: bool) -> Outcome:
     event = case.other if reverted and case.other else case.happen
     try:
         stack.up()
-        with OpenLoop(stack, case.rate) as load:
+        with OpenLoop(stack, case.rate, get_paths=case.get_paths) as load:
             load.run_for(2)
             event(stack, load)
         return load.outcome
