@@ -279,6 +279,16 @@ def test_a_new_connection_does_not_wait_for_rounds_of_requests_that_came_after_i
     assert before < many / 2, f"{before} requests that were sent long after the new connection's were begun before it"
 
 
+def test_turns_are_short_until_the_first_request_of_a_new_connection_begins(odd: Stack) -> None:
+    with idle_connection(odd) as blocker:
+        blocker.sendall(b"GET /hang?ms=500 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.2)  # the worker is in it now, and finds connection and request at once when it comes out
+        with socket.create_connection(("127.0.0.1", odd.app_port), timeout=DEADLINE) as new:
+            first, later = (int(raw_get(new, "/short").rpartition("\r\n\r\n")[2]) for _ in range(2))
+    assert first >= 1, "its first request began after a turn that others may have made long"
+    assert later == 0, "turns go on being short"
+
+
 def received(connection: socket.socket) -> int:
     """How many packets with data have come in on it: tcpi_data_segs_in of Linux's struct tcp_info."""
     (count,) = struct.unpack_from("I", connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160), 152)
@@ -441,12 +451,15 @@ def test_no_worker_leaves_before_its_replacement_stands(small: Stack, recycled: 
 
 @pytest.fixture(scope="module")
 def stopped() -> Iterator[tuple[Stack, dict[str, Any]]]:
-    """A stop of a stack with idle connections, and with a handler that is not done: a thread cannot be cancelled."""
+    """A stop of a stack with idle connections, and with handlers that are not done: a thread, which cannot be
+    cancelled, in one worker, and in the other one that takes no notice of it.
+    """
     stack = Stack("native", "leaving", **LEAKS)
     found: dict[str, Any] = {}
     try:
         stack.up()
-        with straight(stack, 1) as client:
+        with straight(stack, 1) as client, idle_connection(stack) as deaf:
+            deaf.sendall(b"GET /deaf?ms=50000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
             found["endless"] = client.get("/nap?ms=50000").status_code
             master = int(Path(f"/proc/{pid_of(stack, 0)}/stat").read_text().rpartition(")")[2].split()[1])
             found["metrics"] = list(Path("/dev/shm").glob(f"metrics-{master}-*"))

@@ -31,10 +31,13 @@ LEFT_OUT_OF_COMPOSE = ("build", "image", "develop", "environment", "x-hardened.l
 # ... but these say who is believed and where is written to.
 ENVIRONMENT = ("TRUSTED_PROXIES", "APP_HOST", "UPSTREAM_RESOLVER", "UPSTREAM_HOST", "NGINX_ENVSUBST_OUTPUT_DIR")
 
+# Constants of the worker's modules that Uvicorn and Linux have set.
+FACTS = ("TICKS_IN_A_SECOND", "SO_ATTACH_FILTER")
+
 
 def inventory() -> list[str]:
     """The names of all settings, in the order of their files."""
-    names = [*_nginx(), *_gunicorn(), *_uvicorn(), *_shell(), *_compose(), *_rows()]
+    names = [*_nginx(), *_gunicorn(), *_uvicorn(), *_numbers(), *_shell(), *_compose(), *_rows()]
     return list(dict.fromkeys(names))
 
 
@@ -108,6 +111,16 @@ def _dictionary(path: str, name: str) -> ast.Dict:
 def _uvicorn() -> Iterator[str]:
     for key in _dictionary("app/server/worker.py", "CONFIG_KWARGS").keys:
         yield f"worker.py: {ast.literal_eval(key)}"  # type: ignore[arg-type]
+
+
+def _numbers() -> Iterator[str]:
+    """What the worker does so often or for so long: the constants of its modules."""
+    for path in ("worker.py", "edge.py"):
+        for node in ast.parse((ROOT / "app/server" / path).read_text()).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+                (name,) = [target.id for target in node.targets if isinstance(target, ast.Name)]
+                if name not in FACTS:
+                    yield f"{path}: {name}"
 
 
 def _shell() -> Iterator[str]:

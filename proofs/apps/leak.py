@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from fastapi.responses import StreamingResponse
 
 from app.main import app
+from app.server.edge import Edge
 
 leaked: list[bytes] = []
 
@@ -35,12 +38,33 @@ async def hang(ms: int) -> int:
     return os.getpid()
 
 
+@app.get("/deaf")
+async def deaf(ms: int) -> int:
+    """Goes on when it is cancelled."""
+    end = time.monotonic() + ms / 1000
+    while time.monotonic() < end:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.1)
+    return os.getpid()
+
+
 @app.get("/begun")
 async def begun(ms: int) -> float:
     """Takes its worker's loop for so long; when it began, on the clock that all processes of a machine share."""
     now = time.monotonic()
     time.sleep(ms / 1000)  # noqa: ASYNC251 (the mistake is the point)
     return now
+
+
+@app.get("/short")
+async def short() -> int:
+    """How many turns of the worker's loop, with this one, are still to be short as this request begins."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(edge := frame.f_locals.get("self"), Edge):
+            return edge.short_turns
+        frame = frame.f_back
+    raise LookupError("no Edge awaits this")
 
 
 @app.get("/late")

@@ -1,4 +1,4 @@
-"""The settings of gunicorn.conf.py, worker.py and shell.py."""
+"""The settings of gunicorn.conf.py, worker.py, edge.py and shell.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from proofs.settings import Setting, Unproven
 
 CONF = "app/gunicorn.conf.py"
 WORKER = "app/server/worker.py"
+EDGE = "app/server/edge.py"
 ASGI = "app/server/asgi.py"
 SHELL = "app/server/shell.py"
 PROOFS = "proofs/test_worker.py"
@@ -229,6 +230,36 @@ SETTINGS: list[Setting | Unproven] = [
         "removed",
         [(WORKER, '        "date_header": False,\n', "")],
         [f"{PROOFS}::test_an_answer_has_no_header_that_nginx_writes_itself[date]"],
+    ),
+    Setting(
+        ["worker.py: CANCEL_GRACE_SECONDS"],
+        "What is cancelled at a stop has so long to end; then its connection is closed.",
+        "none: Gunicorn kills the worker, and its lifespan does not end",
+        "an hour",
+        [(WORKER, "CANCEL_GRACE_SECONDS = 1.0", "CANCEL_GRACE_SECONDS = 3600.0")],
+        [f"{PROOFS}::test_a_request_that_does_not_end_is_cut_off_before_the_worker_is_killed"],
+    ),
+    Unproven(
+        ["worker.py: HANDSHAKE_SECONDS"],
+        "At a stop, the handshakes that had begun when new ones were shut out have so long to end, and are taken.",
+        "none: they are reset",
+        "A handshake takes microseconds on one machine, and what cannot be held up there cannot be met at will.",
+    ),
+    Setting(
+        ["edge.py: REQUESTS_IN_A_SHORT_TURN"],
+        "While connections are new so few requests begin in one turn: the last answer to a burst comes sooner.",
+        "no bound: all that have come",
+        "10,000",
+        [(EDGE, "REQUESTS_IN_A_SHORT_TURN = 4", "REQUESTS_IN_A_SHORT_TURN = 10_000")],
+        [f"{PROOFS}::test_a_new_connection_does_not_wait_for_rounds_of_requests_that_came_after_its_own"],
+    ),
+    Setting(
+        ["edge.py: SHORT_TURNS"],
+        "So many turns of the loop are short after a connection: what it takes until its first request begins.",
+        "none",
+        "2",
+        [(EDGE, "SHORT_TURNS = 3", "SHORT_TURNS = 2")],
+        [f"{PROOFS}::test_turns_are_short_until_the_first_request_of_a_new_connection_begins"],
     ),
     Setting(
         ["shell.py: /livez"],

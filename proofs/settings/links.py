@@ -28,7 +28,7 @@ def link(name: str) -> str:
         return _nginx(file, path)
     if file == "gunicorn.conf.py":
         return f"https://docs.gunicorn.org/en/stable/settings.html#{path.replace('_', '-')}"
-    if file == "worker.py":
+    if file == "worker.py" and not path.isupper():
         return "https://uvicorn.dev/settings/"
     if file == "docker-compose.yml":
         return _compose(path)
