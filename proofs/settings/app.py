@@ -18,7 +18,7 @@ SETTINGS: list[Setting | Unproven] = [
         "127.0.0.1:8000, for all workers",
         "one port for all",
         [(CONF, "range(settings.listeners)", "range(1)")],
-        [f"{PROOFS}::test_each_worker_has_a_port_of_its_own[0]"],
+        [f"{PROOFS}::test_each_worker_has_a_port_of_its_own[1]"],
     ),
     Setting(
         [".env: APP_PORT"],

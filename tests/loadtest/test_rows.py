@@ -38,7 +38,7 @@ def run(stack: Stack, folder: Path, **rows: str) -> Run:
 
 @pytest.fixture(scope="module")
 def closed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    rows = {"LOADTEST_USERS": "3", "LOADTEST_SECONDS": "2", "LOADTEST_WARMUP_SECONDS": "2", "LOADTEST_PROCESSES": "2"}
+    rows = {"LOADTEST_USERS": "3", "LOADTEST_SECONDS": "2", "LOADTEST_WARMUP_SECONDS": "4", "LOADTEST_PROCESSES": "2"}
     return run(stack, tmp_path_factory.mktemp("closed"), LOADTEST_SHAPE="closed", **rows)
 
 
@@ -59,8 +59,9 @@ def test_as_many_seconds_are_measured_as_the_row_says(closed: Run) -> None:
 
 def test_the_warmup_is_not_counted(closed: Run) -> None:
     counted = closed.summary["measured"]["requests"]
-    assert counted < 0.8 * closed.requests, (
-        f"{counted} of {closed.requests} requests counted, half of them in the warm-up"
+    # Without a warm-up only those are not counted that are under way at the end, which are 3 of about 15.
+    assert counted < 0.55 * closed.requests, (
+        f"{counted} of {closed.requests} requests counted, two of three in the warm-up"
     )
 
 
