@@ -29,6 +29,7 @@ BODY = json.dumps(
         "note": "n" * 400,
     }
 ).encode()
+GET_PATHS = ("/work/io?ms=1",)
 ANSWER_SECONDS = 60  # an answer that takes longer counts as none
 # Requests under way at once. One that is due while as many are without an answer waits its turn, and its wait counts
 # from the moment it was due; without this bound a slow minute would turn into ever more load on a slow machine.
@@ -161,7 +162,7 @@ class Connections:
 class Client:
     """Sends requests to one stack and notes their outcome. Lives on one event loop."""
 
-    def __init__(self, port: int, post_share: float = 0.4, get_paths: Sequence[str] = ("/work/io?ms=1",)) -> None:
+    def __init__(self, port: int, post_share: float = 0.4, get_paths: Sequence[str] = GET_PATHS) -> None:
         """Each GET is for one of `get_paths`, by chance; one that stands there twice is asked for twice as often."""
         self.connections = Connections(port)
         self.post_share = post_share

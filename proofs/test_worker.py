@@ -51,11 +51,15 @@ def pid_of(stack: Stack, slot: int) -> int:
     return pids[0] if len(pids) == 1 else 0
 
 
+def send_get(connection: socket.socket, path: str) -> None:
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+
+
 def raw_get(connection: socket.socket, path: str) -> str:
     """Ask on this connection, and read the whole answer; "" when it is closed."""
     answer = b""
     with suppress(ConnectionError):
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        send_get(connection, path)
         while data := connection.recv(65536):
             answer += data
             head, found, body = answer.lower().partition(b"\r\n\r\n")
@@ -269,7 +273,7 @@ def test_a_new_connection_does_not_wait_for_rounds_of_requests_that_came_after_i
             return ask(connection)  # as soon as it was answered
 
         with ThreadPoolExecutor(many) as callers:
-            blocker.sendall(b"GET /hang?ms=1500 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            send_get(blocker, "/hang?ms=1500")
             time.sleep(0.3)  # the worker is in it now, and finds all that follows at once when it comes out
             second = [callers.submit(ask_twice, connection) for connection in others]
             time.sleep(0.3)
@@ -281,7 +285,7 @@ def test_a_new_connection_does_not_wait_for_rounds_of_requests_that_came_after_i
 
 def test_turns_are_short_until_the_first_request_of_a_new_connection_begins(odd: Stack) -> None:
     with idle_connection(odd) as blocker:
-        blocker.sendall(b"GET /hang?ms=500 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        send_get(blocker, "/hang?ms=500")
         time.sleep(0.2)  # the worker is in it now, and finds connection and request at once when it comes out
         with socket.create_connection(("127.0.0.1", odd.app_port), timeout=DEADLINE) as new:
             first, later = (int(raw_get(new, "/short").rpartition("\r\n\r\n")[2]) for _ in range(2))
@@ -306,7 +310,7 @@ def test_the_head_and_the_body_of_an_answer_are_one_packet(odd: Stack) -> None:
 
 def test_the_head_of_a_stream_does_not_wait_for_its_first_part(odd: Stack) -> None:
     with idle_connection(odd) as connection:
-        connection.sendall(b"GET /late?ms=800 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        send_get(connection, "/late?ms=800")
         first = connection.recv(65536)
         assert first.startswith(b"HTTP/1.1 200 ")
         assert b"at last" not in first, "the head came with the body, 0.8 s after it was written"
@@ -459,7 +463,7 @@ def stopped() -> Iterator[tuple[Stack, dict[str, Any]]]:
     try:
         stack.up()
         with straight(stack, 1) as client, idle_connection(stack) as deaf:
-            deaf.sendall(b"GET /deaf?ms=50000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            send_get(deaf, "/deaf?ms=50000")
             found["endless"] = client.get("/nap?ms=50000").status_code
             master = int(Path(f"/proc/{pid_of(stack, 0)}/stat").read_text().rpartition(")")[2].split()[1])
             found["metrics"] = list(Path("/dev/shm").glob(f"metrics-{master}-*"))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from proofs import events
-from proofs.open_loop import OpenLoop, Outcome, volleys
+from proofs.open_loop import GET_PATHS, OpenLoop, Outcome, volleys
 from proofs.stack import PATIENT_BUDGET, ROOT, Patch, Stack
 
 PAGE = ROOT / "docs/zero-loss.md"
@@ -59,13 +59,13 @@ class Case:
     other: Callable[[Stack, OpenLoop], object] | None = None  # how the event is made to happen there
     waits: bool = False  # the harm is waiting, not loss
     rate: float = events.RATE
-    get_paths: Sequence[str] = ("/work/io?ms=1",)
+    get_paths: Sequence[str] = GET_PATHS
 
 
 BUSY = 600.0  # the races are won by chance: more requests, more of them
 # One GET in twenty blocks its worker's loop, as a handler does that calls a database without awaiting it. What has come
 # meanwhile is read only after it, and a worker that leaves just then closes its connections unread.
-BLOCKING = ("/work/block?ms=50", *["/work/io?ms=1"] * 19)
+BLOCKING = ("/work/block?ms=50", *GET_PATHS * 19)
 # With more requests under way, least_conn tries the sockets of a replica that is gone with more of them.
 SLOW = ("/work/io?ms=100",)
 LAB = rows_of(ENABLE_LAB="1")

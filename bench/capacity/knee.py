@@ -120,10 +120,11 @@ def measured(trials: Trials, workers: int, rate: float) -> Measured:
 
 def find_roughly(trials: Trials, workers: int, around: float) -> Measured:
     """With few short probes, from a quarter of what another number of workers bears."""
-    low, high = search.climb(around / 2, 1.5, search.by_majority(trials.holds))
+    holds = search.by_majority(trials.holds)
+    low, high = search.climb(around / 2, 1.5, holds)
     if not low:
         raise NoneHolds(", ".join(trials.taken[-1].missed))
-    rate = search.bisect(low, high, ROUGHLY, search.by_majority(trials.holds))
-    if not search.by_majority(trials.holds)(rate):
+    rate = search.bisect(low, high, ROUGHLY, holds)
+    if not holds(rate):
         rate = max((each.rate for each in trials.taken if each.held and each.rate < rate), default=rate)
     return measured(trials, workers, rate)

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import ExitStack
+from functools import partial
 from statistics import median
 
 from bench import cpu, harness, target
@@ -35,12 +36,13 @@ def seconds() -> float:
 
 def run(progress: Progress) -> Result:
     result, request = Result(), target.asked(REQUEST)
-    (found,) = harness.measure_anew([_ours, _stock], [request], ROUNDS, CONNECTIONS, progress)
+    starts = [partial(_started, name=name) for name in (OURS, STOCK)]
+    (found,) = harness.measure_anew(starts, [request], ROUNDS, CONNECTIONS, progress)
     workers = int(rows()["WORKERS"])
     replacing: dict[str, list[float]] = {OURS: [], STOCK: []}
     with ExitStack() as stack:
         progress.step("starting both")
-        variants = [_ours(stack), _stock(stack)]
+        variants = [start(stack) for start in starts]
         for number in range(REPLACEMENTS):
             for variant in variants:
                 progress.step(f"replacing the workers, {number + 1} of {REPLACEMENTS}, {variant.name}")
@@ -61,24 +63,13 @@ def run(progress: Progress) -> Result:
     return result
 
 
-def _ours(stack: ExitStack) -> Variant:
-    bench = _bench(stack, "per-worker")
-    return Variant(
-        OURS, bench.url, {"app": stack.enter_context(bench.app()), "nginx": stack.enter_context(bench.nginx())}
-    )
-
-
-def _stock(stack: ExitStack) -> Variant:
-    bench = _bench(stack, "shared")
-    app = stack.enter_context(bench.stock_app("bench.workers.StockWorker"))
-    return Variant(STOCK, bench.url, {"app": app, "nginx": stack.enter_context(bench.nginx())})
-
-
-def _bench(stack: ExitStack, listeners: str) -> Bench:
-    recycling = {name: rows()[name] for name in ("MAX_REQUESTS", "MAX_REQUESTS_JITTER")}
+def _started(stack: ExitStack, name: str) -> Variant:
+    listeners = "per-worker" if name == OURS else "shared"
+    recycling = {row: rows()[row] for row in ("MAX_REQUESTS", "MAX_REQUESTS_JITTER")}
     bench = Bench(f"lifecycle-{listeners}", WORKER_LISTENERS=listeners, **recycling)
     stack.enter_context(bench.own_folder())
-    return bench
+    app = stack.enter_context(bench.app() if name == OURS else bench.stock_app("bench.workers.StockWorker"))
+    return Variant(name, bench.url, {"app": app, "nginx": stack.enter_context(bench.nginx())})
 
 
 def _replace(master: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from functools import partial
 
 from bench import harness, target
 from bench.harness import Comparison, Progress, Result, Variant
@@ -50,20 +51,13 @@ def seconds() -> float:
 
 def run(progress: Progress) -> Result:
     result = Result()
-    of_all = harness.measure_anew([_shell, _bare], requests(), ROUNDS, CONNECTIONS, progress)
+    starts = [partial(_started, name=name) for name in (SHELL, BARE)]
+    of_all = harness.measure_anew(starts, requests(), ROUNDS, CONNECTIONS, progress)
     for request, found in zip(requests(), of_all, strict=True):
         harness.add_rounds(result, request, found)
         ratio = harness.cpu_ratio(found[SHELL], found[BARE], "app")
         result.comparisons.append(Comparison(f"app CPU of a {request}, {SHELL} to {BARE}", ratio, GOAL))
     return result
-
-
-def _shell(stack: ExitStack) -> Variant:
-    return _started(stack, SHELL)
-
-
-def _bare(stack: ExitStack) -> Variant:
-    return _started(stack, BARE)
 
 
 def _started(stack: ExitStack, name: str) -> Variant:
