@@ -152,7 +152,9 @@ class Bench:
     @contextlib.contextmanager
     def stock_app(self, worker_class: str) -> Iterator[int]:
         """Gunicorn with the stack's configuration and its own master, which knows no readiness: `/` has answered."""
-        command = f"exec {native.BIN}/gunicorn --config {ROOT}/app/gunicorn.conf.py --worker-class {worker_class}"
+        command = (
+            f"exec {native.BIN}/gunicorn --config {ROOT}/app/server/gunicorn.conf.py --worker-class {worker_class}"
+        )
         with self._process(command, "app.log", lambda: answers(f"{self.app_url}/")) as pid:
             yield pid
 
@@ -162,7 +164,7 @@ class Bench:
 
         `command` listens on APP_PORT, as `app_port` says.
         """
-        metrics = self.folder / "metrics"  # which app/gunicorn.conf.py would make
+        metrics = self.folder / "metrics"  # which app/server/gunicorn.conf.py would make
         metrics.mkdir(exist_ok=True)
         self.environ["METRICS_DIR"] = str(metrics)
         with self._process(f"exec {command}", "app.log", lambda: answers(f"{self.app_url}/")) as pid:

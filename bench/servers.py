@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from stack import native
 
-APPLICATION = "app.server.asgi:application"
+APPLICATION = "app.server.application:application"
 
 
 @dataclass(frozen=True)

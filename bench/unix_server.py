@@ -25,5 +25,5 @@ class _UnixSocket(sock.UnixSocket):  # type: ignore[misc]
 
 if __name__ == "__main__":
     arbiter.BoundSocket = _UnixSocket  # type: ignore[misc]
-    sys.argv[1:1] = ["--config", str(ROOT / "app/gunicorn.conf.py")]
+    sys.argv[1:1] = ["--config", str(ROOT / "app/server/gunicorn.conf.py")]
     Application().run()

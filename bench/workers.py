@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from unittest.mock import patch
 
 from uvicorn_worker import UvicornWorker
 
 from app.server import worker
-from app.server.worker import DrainServer, Worker, settings
+from app.server.server import DrainingServer
+from app.server.worker import Worker, settings
 
 
 class AsyncioWorker(Worker):
@@ -17,12 +19,13 @@ class AsyncioWorker(Worker):
     CONFIG_KWARGS = Worker.CONFIG_KWARGS | {"loop": "asyncio"}
 
 
-class _LoopAccepts(DrainServer):
+class _LoopAccepts(DrainingServer):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup()
-        for listener in self.worker.sockets:
-            self.loop.remove_reader(listener.fileno())
-            server = await self.loop.create_server(self._protocol, sock=listener.dup(), backlog=settings.listen_backlog)
+        loop = asyncio.get_running_loop()
+        for listener in self.acceptor.listeners:
+            loop.remove_reader(listener.fileno())
+            server = await loop.create_server(self._protocol, sock=listener.dup(), backlog=settings.listen_backlog)
             self.servers.append(server)
 
 
@@ -30,7 +33,7 @@ class LoopAcceptsWorker(Worker):
     """The stack's worker, except that uvloop's own server accepts: one connection in each turn of the loop."""
 
     def run(self) -> None:
-        with patch.object(worker, "DrainServer", _LoopAccepts):
+        with patch.object(worker, "DrainingServer", _LoopAccepts):
             super().run()
 
 

@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -176,7 +177,7 @@ def mutate(setting: Setting) -> Found:
 
 def pytest(root: Path, proofs: Sequence[str], *options: str, seconds: float) -> tuple[list[Found], str]:
     """What became of each test, and the whole output."""
-    report = root / f".mutate-{threading.get_ident()}.xml"
+    report = Path(tempfile.gettempdir()) / f"mutate-{os.getpid()}-{threading.get_ident()}.xml"
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *options, *proofs],
         env=os.environ | {"REQUIRE_DOCKER": "1", "PYTHONDONTWRITEBYTECODE": "1"},

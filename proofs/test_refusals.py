@@ -71,7 +71,7 @@ def test_the_app_refuses_to_start_with_a_broken_budget(native: Stack, rule: str)
     """As the container would: Gunicorn itself, not a check before it."""
     environ = native.environ | row_table(native) | BROKEN[rule]
     done = subprocess.run(
-        [Path(sys.executable).parent / "gunicorn", "--config", "app/gunicorn.conf.py"],
+        [Path(sys.executable).parent / "gunicorn", "--config", "app/server/gunicorn.conf.py"],
         cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert_refused(

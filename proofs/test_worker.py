@@ -466,7 +466,7 @@ def stopped() -> Iterator[tuple[Stack, dict[str, Any]]]:
             send_get(deaf, "/deaf?ms=50000")
             found["endless"] = client.get("/nap?ms=50000").status_code
             master = int(Path(f"/proc/{pid_of(stack, 0)}/stat").read_text().rpartition(")")[2].split()[1])
-            found["metrics"] = list(Path("/dev/shm").glob(f"metrics-{master}-*"))
+            found["metrics"] = list(Path("/dev/shm").glob(f"fastapi-stack-metrics-{master}-*"))
             idle = {path: idle_connection(stack) for path in ("/livez", "/readyz", "/")}
             leaving = stop(stack)
             until("the drain", lambda: draining(stack))

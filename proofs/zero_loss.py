@@ -27,9 +27,9 @@ STOCK = [
     (
         "app/Dockerfile",
         '"python", "-m", "app.server"',
-        '"gunicorn", "-c", "app/gunicorn.conf.py", "-k", "uvicorn_worker.UvicornWorker"',
+        '"gunicorn", "-c", "app/server/gunicorn.conf.py", "-k", "uvicorn_worker.UvicornWorker"',
     ),
-    ("app/server/lifecycle.py", 'state: State = "starting"', 'state: State = "ready"'),
+    ("app/server/worker_state.py", '"draining"] = "starting"', '"draining"] = "ready"'),
 ]
 STOCK_ROWS = {"WORKER_LISTENERS": "shared"}
 # For values that the budget's rules refuse.

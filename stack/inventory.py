@@ -90,7 +90,7 @@ def _server(block: list[dict[str, Any]]) -> str:
 
 def _gunicorn() -> Iterator[str]:
     known = {setting.name for setting in KNOWN_SETTINGS}
-    for node in ast.parse((ROOT / "app/gunicorn.conf.py").read_text()).body:
+    for node in ast.parse((ROOT / "app/server/gunicorn.conf.py").read_text()).body:
         targets = node.targets if isinstance(node, ast.Assign) else [node] if isinstance(node, ast.FunctionDef) else []
         for target in targets:
             name = getattr(target, "id", getattr(target, "name", ""))
@@ -115,7 +115,7 @@ def _uvicorn() -> Iterator[str]:
 
 def _numbers() -> Iterator[str]:
     """What the worker does so often or for so long: the constants of its modules."""
-    for path in ("worker.py", "edge.py"):
+    for path in ("accept.py", "drain.py", "server.py", "turns.py"):
         for node in ast.parse((ROOT / "app/server" / path).read_text()).body:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                 (name,) = [target.id for target in node.targets if isinstance(target, ast.Name)]
@@ -125,17 +125,17 @@ def _numbers() -> Iterator[str]:
 
 def _shell() -> Iterator[str]:
     """The endpoints that the shell answers itself, what it is made with, and the headers it reads and writes."""
-    path = "app/server/shell.py"
+    path = "app/server/middleware.py"
     for key in _dictionary(path, "internal").keys:
-        yield f"shell.py: {ast.literal_eval(key)}"  # type: ignore[arg-type]
+        yield f"middleware.py: {ast.literal_eval(key)}"  # type: ignore[arg-type]
     tree = ast.parse((ROOT / path).read_text())
-    (shell,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Shell"]
+    (shell,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "RequestMiddleware"]
     (made,) = [node for node in shell.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
     for argument in made.args.args[2:]:  # without self and the application
-        yield f"shell.py: {argument.arg}"
+        yield f"middleware.py: {argument.arg}"
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, bytes) and node.value.startswith(b"x-"):
-            yield f"shell.py: {node.value.decode()}"
+            yield f"middleware.py: {node.value.decode()}"
 
 
 def _compose() -> Iterator[str]:

@@ -147,10 +147,9 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
     def all_answer() -> bool:
         if supervisor.poll() is not None:
             raise Failure("a process of the stack ended")
-        return answers(f"http://127.0.0.1:{settings.http_port}/nginx-health") and all(
-            answers(f"http://127.0.0.1:{port}{path}")
-            for port, path in ((settings.app_port, "/readyz"), (settings.locust_ui_port, "/"))
-        )
+        workers = [f"{settings.app_port + slot}/readyz" for slot in range(settings.listeners)]
+        parts = [f"{settings.http_port}/nginx-health", *workers, f"{settings.locust_ui_port}/"]
+        return all(answers(f"http://127.0.0.1:{part}") for part in parts)
 
     try:
         wait_for("an answer of every part", all_answer, seconds=120)

@@ -18,5 +18,5 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    sys.argv[1:1] = ["--config", str(Path(__file__).parents[1] / "gunicorn.conf.py")]
+    sys.argv[1:1] = ["--config", str(Path(__file__).with_name("gunicorn.conf.py"))]
     Application().run()

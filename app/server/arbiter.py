@@ -1,14 +1,24 @@
 """Gunicorn's master, so changed that no worker goes before its replacement stands.
 
-Each worker has a slot, and each slot its listening socket (or all share one: WORKER_LISTENERS=shared). A slot without a
-worker gets one at once; a worker that asks to go is replaced first; a reload starts a whole new generation beside
-the old, one worker at a time, and retires the old when the new is complete. A generation that does not get ready
-is taken back. Nothing that fails later than the first start ends the master.
+A worker's life, with what each end of its channel says (messages.py):
 
-Relied on, beyond the documented hooks, and read in gunicorn 27.0: the main loop calls manage_workers() after every
-signal and once a second; reap_workers() takes a dead worker out of WORKERS, and raises HaltServer for exit status
-3 and 4 in the middle of its loop; spawn_worker() constructs `self.worker_class`; stop() closes LISTENERS, then sends
-TERM.
+    start ──> booting ──Ready──> ready ──ReplacementWanted──> retiring
+                 │                 │                             │
+             BootFailed,           │ a newer worker of its slot is ready, or fewer workers are wanted: Leave
+             too slow: killed      v                             │
+                 │             draining <────────────────────────┘
+                 │                 │ DRAIN_SECONDS: nginx has given up its idle connections
+                 │                 v
+                 │             finishing ── what it has begun is done, or REPLACED_WORKER_SECONDS are over
+                 v                 v
+                gone  <────────────┘        (from each state: killed, or silent for WORKER_TIMEOUT_SECONDS)
+
+Each worker has a slot, and each slot its listening socket (or all share one: WORKER_LISTENERS=shared). A slot without a
+worker gets one at once. A reload starts a whole new generation beside the old, as many workers at a time as there are
+CPUs for it, and retires the old when the new is complete. A generation that does not get ready is taken back. Nothing
+that fails later than the first start ends the master: it tries again, after a pause.
+
+What is relied on beyond Gunicorn's documented hooks is named in tests/app/test_contract.py.
 """
 
 from __future__ import annotations
@@ -19,19 +29,21 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from gunicorn import sock
 from gunicorn.arbiter import Arbiter as GunicornArbiter
 from gunicorn.errors import HaltServer
 
-from app.server import status
-from app.server.worker import Worker
+from app.server import cpus, messages, status
+from app.server.worker import Worker, settings
 
 LONGEST_PAUSE_SECONDS = 10.0
-# A worker that dies so soon after it was ready counts as one that does not start.
+# A worker that dies this soon after it was ready counts as one that does not start.
 INFANCY_SECONDS = 1.0
+# A worker that was to give memory back, and is as large as the one before it after this time, does not leak: the
+# application needs that much.
+STEADY_NEED_SECONDS = 60.0
 
 
 class BoundSocket(sock.TCPSocket):  # type: ignore[misc]
@@ -55,8 +67,10 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         self.generation = 0  # the one that serves; 0: none yet
         self.attempt = 1  # the newest one
         self.reason = ""  # why the newest attempt failed; "" while it has not
+        self.reload_wanted = False  # asked for while the first generation starts
         self.failures = 0  # in a row, of replacements
         self.not_before = 0.0
+        self.steady_need_logged = False
         self.stopping = False
         self.exit_status = self.WORKER_BOOT_ERROR
         self.written: status.Status | None = None
@@ -75,12 +89,14 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
     def manage_workers(self) -> None:
         now = time.monotonic()
         for worker in list(self.WORKERS.values()):
-            self._listen_to(worker)
+            self._hear(worker)
             self._hold_to_deadlines(worker, now)
         slots = range(self.num_workers)
         if self._reloading and all(self._ready(slot, self.attempt) for slot in slots):
             self.generation = self.attempt
             self.log.info("generation %d is ready", self.generation)
+            if self.reload_wanted:
+                self.reload()
         for worker in self._staying():
             if worker.slot >= self.num_workers or self._is_replaced(worker):
                 self._retire(worker)
@@ -91,13 +107,14 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
 
     def _needs_worker(self, slot: int) -> bool:
         staying = self._staying(slot)
+        booting = sum(not worker.ready_at for worker in self._staying())
         if not staying:
-            return True
-        if any(not worker.ready_at for worker in self._staying()):
-            return False  # one at a time: the CPU that starts a worker is taken from those that serve
+            return self.generation > 0 or booting < cpus.whole()
+        if booting >= max(1, cpus.whole() // 2):
+            return False  # the CPU that starts a worker is taken from those that serve
         if self._reloading and not any(worker.generation == self.attempt for worker in staying):
             return True
-        return all(worker.wants_replacement for worker in staying)
+        return all(worker.replacement_wanted for worker in staying)
 
     def _is_replaced(self, worker: Worker) -> bool:
         return any(
@@ -120,46 +137,71 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
 
     def _spawn(self, slot: int) -> None:
         constructor = self.worker_class
-        siblings = [worker.master_end for worker in self.WORKERS.values()]
-        generation = self.attempt if self._reloading else self.generation
-        self.worker_class = partial(constructor, slot=slot, generation=generation, foreign=siblings)
+        made: list[Worker] = []
+
+        def construct(*args: Any) -> Worker:
+            siblings = [worker.master_end for worker in self.WORKERS.values()]
+            generation = self.attempt if self._reloading else self.generation
+            made.append(constructor(*args, slot=slot, generation=generation, foreign=siblings))
+            return made[0]
+
+        replaced = [worker.replacement_wanted for worker in self._staying(slot)]
+        self.worker_class = construct
         try:
             worker = self.WORKERS[self.spawn_worker()]
+        except OSError as error:  # no process or no descriptor is to be had; those that serve go on
+            for unborn in made:
+                unborn.close_in_master()
+            self._try_later(slot, f"cannot start a process: {error.strerror}")
+            return
         finally:
             self.worker_class = constructor
         worker.channel.close()  # held open here, it would hide the worker's end
+        worker.replaces_for_memory = any(wanted and wanted.cause == "memory" for wanted in replaced)
 
-    def _listen_to(self, worker: Worker) -> None:
-        with suppress(OSError):
-            while received := worker.master_end.recv(4096):
-                worker.inbox += received
-        *lines, worker.inbox = worker.inbox.split(b"\n")
-        for line in lines:
-            word, _, rest = line.decode(errors="replace").partition(" ")
-            if word == "ready":
-                worker.ready_at = time.monotonic()
-                self.failures, self.not_before = 0, 0.0
-            elif word == "replace":
-                worker.wants_replacement = True
-            elif word == "draining":
-                worker.leaving_since = worker.leaving_since or time.monotonic()
-            elif word == "failed":
-                worker.reason = rest
+    def _hear(self, worker: Worker) -> None:
+        for message in worker.master_end.receive():
+            match message:
+                case messages.Ready():
+                    worker.ready_at = time.monotonic()
+                    self.failures, self.not_before = 0, 0.0
+                case messages.ReplacementWanted():
+                    self._consider(worker, message)
+                case messages.Draining():
+                    worker.leaving_since = worker.leaving_since or time.monotonic()
+                case messages.Finishing():
+                    worker.finishing = True
+                case messages.BootFailed(reason):
+                    worker.failure = reason
+
+    def _consider(self, worker: Worker, wanted: messages.ReplacementWanted) -> None:
+        lived = time.monotonic() - worker.ready_at
+        if wanted.cause != "memory" or not worker.replaces_for_memory or lived > STEADY_NEED_SECONDS:
+            worker.replacement_wanted = wanted
+            return
+        worker.master_end.send(messages.Stay())
+        if not self.steady_need_logged:
+            self.steady_need_logged = True
+            self.log.error(
+                "%s, %.0f s after the start, as in the worker before it: the application needs this much, and the "
+                "limit is off for such workers; raise WORKER_MEMORY_MB in .env", wanted.detail, lived
+            )  # fmt: skip
 
     def _hold_to_deadlines(self, worker: Worker, now: float) -> None:
         if worker.leaving_since:
-            if now - worker.leaving_since > self.cfg.graceful_timeout:
-                self.log.error("Worker (pid:%s) has not left in %s s: killed", worker.pid, self.cfg.graceful_timeout)
+            # Past its own limit by as much as a stop may be past Uvicorn's.
+            limit = settings.replaced_worker_seconds + self.cfg.graceful_timeout - settings.uvicorn_graceful_seconds
+            if now - worker.leaving_since > limit:
+                self.log.error("Worker (pid:%s) has not left in %s s: killed", worker.pid, limit)
                 self.kill_worker(worker.pid, signal.SIGKILL)
         elif not worker.ready_at and self.timeout and now - worker.born > self.timeout:
-            worker.reason = f"not ready within {self.timeout} s (WORKER_TIMEOUT_SECONDS)"
+            worker.failure = f"not ready within {self.timeout} s (WORKER_TIMEOUT_SECONDS)"
             self.kill_worker(worker.pid, signal.SIGKILL)
 
     def _retire(self, worker: Worker) -> None:
         worker.leaving_since = time.monotonic()
         if worker.ready_at:
-            with suppress(OSError):  # it is dead already, and not yet reaped
-                worker.master_end.send(b"leave\n")
+            worker.master_end.send(messages.Leave())
         else:
             self.kill_worker(worker.pid, signal.SIGTERM)
 
@@ -174,34 +216,52 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
                 self.exit_status = halt.exit_status
                 again = True
         for pid in before.keys() - self.WORKERS.keys():
-            self._ended(before[pid])
+            self._note_end(before[pid])
 
-    def _ended(self, worker: Worker) -> None:
-        self._listen_to(worker)
-        worker.master_end.close()
-        worker.tmp.close()
-        now = time.monotonic()
-        if self.stopping or worker.leaving_since or (worker.ready_at and now - worker.ready_at > INFANCY_SECONDS):
+    def _note_end(self, worker: Worker) -> None:
+        self._hear(worker)
+        worker.close_in_master()
+        lived = time.monotonic() - worker.ready_at if worker.ready_at else 0.0
+        if self.stopping or worker.leaving_since or lived > INFANCY_SECONDS:
             return
-        reason = worker.reason or f"worker {worker.pid} ended as it began to serve"
+        reason = worker.failure or f"worker {worker.pid} ended as it began to serve"
         if self.generation == 0:
             raise HaltServer(reason, self.exit_status)
         if self._reloading and worker.generation == self.attempt:
             self._take_back(reason)
-            return
+        else:
+            self._try_later(worker.slot, reason)
+
+    def _try_later(self, slot: int, reason: str) -> None:
         self.failures += 1
         pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** (self.failures - 1))
-        self.not_before = now + pause
-        self.log.error("Slot %d has no new worker, next try in %.0f s: %s", worker.slot, pause, reason)
+        self.not_before = time.monotonic() + pause
+        self.log.error("Slot %d has no new worker, next try in %.0f s: %s", slot, pause, reason)
+        self._refuse_unserved(slot)
+
+    def _refuse_unserved(self, slot: int) -> None:
+        """Close the port of a slot that nobody serves, until a worker calls listen() on it again.
+
+        The kernel would go on accepting, and a request would wait in the queue until nginx gives up.
+        """
+        listener = self.LISTENERS[slot % len(self.LISTENERS)]
+        served_by = self._staying(slot if len(self.LISTENERS) > 1 else None)
+        if not any(worker.ready_at for worker in served_by):
+            with suppress(OSError):  # it has never listened
+                listener.sock.shutdown(socket.SHUT_RDWR)
 
     # --- signals --------------------------------------------------------------------------------------------
 
     def reload(self) -> None:
         """HUP: load the application's code anew. Settings and the shell's own code are the master's: they stay."""
         self.log.reopen_files()
+        self.reload_wanted = not self.generation
+        if self.reload_wanted:
+            return  # the first workers may have loaded the old code: again, when they are ready
         if self._reloading:
             self._take_back("a newer reload")
         self.attempt += 1
+        self.steady_need_logged = False
         self.reason = ""
         self.failures, self.not_before = 0, 0.0
         self.log.info("generation %d starts", self.attempt)
@@ -257,6 +317,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             state = "failed" if self.reason else "reloading"
         now: status.Status = {
             "master": self.pid,
+            "master_started": status.started(self.pid),
             "generation": self.generation,
             "attempt": self.attempt,
             "state": state,
@@ -272,15 +333,12 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
 
 
 def _describe(worker: Worker) -> status.WorkerStatus:
-    return {
-        "pid": worker.pid,
-        "slot": worker.slot,
-        "generation": worker.generation,
-        "state": "draining"
-        if worker.leaving_since
-        else "booting"
-        if not worker.ready_at
-        else "retiring"
-        if worker.wants_replacement
-        else "ready",
-    }
+    return {"pid": worker.pid, "slot": worker.slot, "generation": worker.generation, "state": _state(worker)}
+
+
+def _state(worker: Worker) -> status.WorkerState:
+    if worker.leaving_since:
+        return "finishing" if worker.finishing else "draining"
+    if not worker.ready_at:
+        return "booting"
+    return "retiring" if worker.replacement_wanted else "ready"

@@ -6,6 +6,7 @@ os.cpu_count() sees the host's CPUs; a container that may use two of 64 would st
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 
@@ -13,6 +14,12 @@ def usable(root: Path = Path("/")) -> float:
     """CPUs, as a number that may have a fraction. `root` is where /proc and /sys are looked for."""
     affinity = float(len(os.sched_getaffinity(0)))
     return min([affinity, *_quotas(root)])
+
+
+@cache
+def whole() -> int:
+    """The usable CPUs, as a number of processes that can run at a time: at least 1."""
+    return max(1, int(usable()))
 
 
 def _quotas(root: Path) -> list[float]:

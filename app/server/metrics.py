@@ -17,8 +17,7 @@ from bisect import bisect_left
 from collections import Counter as Count
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -28,15 +27,22 @@ FLUSH_SECONDS = 1.0
 def _take_slot(folder: Path) -> int:
     """The lowest number whose lock file no living process holds; the lock ends with this process."""
     number = 0
-    while True:
-        descriptor = os.open(folder / f"{number}.lock", os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            number += 1
-        else:
-            return number
+    while (descriptor := _lock(folder / f"{number}.lock")) is None:
+        number += 1
+    # A lock is shared with the processes that the application forks: they must not hold it when this one is gone.
+    os.register_at_fork(after_in_child=lambda: os.close(descriptor))
+    return number
+
+
+def _lock(file: Path) -> int | None:
+    """The descriptor that holds the lock of this file; None where another process has it."""
+    descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 class Metrics:
@@ -56,9 +62,9 @@ class Metrics:
             "http_request_duration_seconds", "Time to the end of the answer.", buckets=BUCKETS, registry=registry
         )
         self._in_flight = Gauge(
-            "http_requests_in_flight", "Requests being served.", registry=registry, multiprocess_mode="sum"
+            "http_requests_in_flight", "Requests being served.", registry=registry, multiprocess_mode="livesum"
         )
-        self._in_flight.set(0)  # a worker that was killed left its last number in this slot
+        self._in_flight.set(0)  # whoever had this slot may have been killed with its last number in it
         self.in_flight = 0
         self._answers: Count[tuple[str, str, int]] = Count()
         self._buckets = [0] * (len(BUCKETS) + 1)
@@ -99,6 +105,15 @@ class Metrics:
     def exposition(self) -> bytes:
         """The numbers of all workers together: of this one up to now, of the others up to a second ago."""
         self.flush()
+        self._forget_gauges_of_the_dead()
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=self._folder)  # type: ignore[no-untyped-call]
+        multiprocess.MultiProcessCollector(registry, path=self._folder)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
+
+    def _forget_gauges_of_the_dead(self) -> None:
+        """A worker that was killed answers nothing more; its counters stay, and whoever takes its slot adds to them."""
+        for file in Path(self._folder).glob("*.lock"):
+            descriptor = _lock(file)
+            if descriptor is not None:
+                multiprocess.mark_process_dead(int(file.stem), self._folder)  # type: ignore[no-untyped-call]
+                os.close(descriptor)

@@ -15,7 +15,7 @@ from app.server import status
 
 def main() -> int:
     before = status.read()
-    if before is None or not _lives(before["master"]):
+    if before is None:
         return _fail("the app is not running: start it with make up")
     if before["state"] in ("starting", "reloading"):
         return _fail(f"generation {before['attempt']} is still {before['state']}: wait for it, then ask again")
@@ -26,25 +26,18 @@ def main() -> int:
     limit += int(os.environ["GUNICORN_GRACEFUL_SECONDS"])
     while time.monotonic() < limit:
         now = status.read()
-        if now is None or not _lives(before["master"]):
+        if now is None:
             return _fail("the app has stopped meanwhile")
-        # An old worker still answers on its open connections, with the old code: the reload is over when it has left.
-        old = [worker for worker in now["workers"] if worker["generation"] < now["generation"]]
-        if now["attempt"] > before["attempt"] and now["state"] == "ready" and not old:
-            print(f"reloaded: generation {now['generation']} is ready, {time.monotonic() - begun:.1f} s")
+        # An old worker answers on its open connections, with the old code, until it finishes or has left.
+        old = [worker["state"] for worker in now["workers"] if worker["generation"] < now["generation"]]
+        if now["attempt"] > before["attempt"] and now["state"] == "ready" and set(old) <= {"finishing"}:
+            rest = f"; {len(old)} old workers finish what they have begun" if old else ""
+            print(f"reloaded: generation {now['generation']} is ready, {time.monotonic() - begun:.1f} s{rest}")
             return 0
         if now["attempt"] > before["attempt"] and now["state"] == "failed":
             return _fail(f"{now['reason']}; generation {now['generation']} serves on")
         time.sleep(0.1)
     return _fail("no outcome in time: see the app's log")
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
 
 
 def _fail(reason: str) -> int:

@@ -44,9 +44,12 @@ class Settings(BaseModel):
     proxy_read_timeout_seconds: Seconds
     upstream_keepalive_seconds: Seconds
     request_deadline_seconds: Seconds
+    answer_stall_seconds: Seconds
+    event_stream_ping_seconds: Seconds
     app_keepalive_seconds: Seconds
     websocket_ping_seconds: Seconds
     drain_seconds: Seconds
+    replaced_worker_seconds: Annotated[int, Field(ge=1, le=86_400)]
     uvicorn_graceful_seconds: Seconds
     gunicorn_graceful_seconds: Seconds
     nginx_shutdown_seconds: Seconds

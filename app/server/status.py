@@ -11,15 +11,19 @@ from typing import Literal, TypedDict
 State = Literal["starting", "ready", "reloading", "failed"]
 
 
+WorkerState = Literal["booting", "ready", "retiring", "draining", "finishing"]
+
+
 class WorkerStatus(TypedDict):
     pid: int
     slot: int
     generation: int
-    state: Literal["booting", "ready", "retiring", "draining"]
+    state: WorkerState
 
 
 class Status(TypedDict):
     master: int
+    master_started: str  # the number of the master's process may be another's by now
     generation: int  # the one that serves
     attempt: int  # the newest one, whatever became of it: each reload counts it up
     state: State
@@ -42,13 +46,21 @@ def write(status: Status) -> None:
     os.replace(name, target)
 
 
+def started(pid: int) -> str:
+    """When this process was started, in the kernel's own units; "" where none has this number, or /proc is missing."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
 def read() -> Status | None:
-    """None when no master of this user has written one."""
+    """None when no master of this user has written one, or the one that has is gone."""
     try:
         with path().open() as file:
             if os.fstat(file.fileno()).st_uid != os.getuid():
                 return None  # somebody else's file in a shared folder must not choose the process to signal
             status: Status = json.load(file)
-            return status
-    except (FileNotFoundError, ValueError):
+            return status if started(status["master"]) == status["master_started"] else None
+    except (FileNotFoundError, ValueError, KeyError):
         return None

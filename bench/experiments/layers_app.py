@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, cast
 from gunicorn.util import import_app
 
 from app.server import logs
+from app.server.asgi import ASGIApp, Message, Receive, Scope, Send
 from app.server.metrics import Metrics
+from app.server.middleware import RequestMiddleware, RequestResponse
 from app.server.settings import Settings, read
-from app.server.shell import ASGIApp, Exchange, Message, Receive, Scope, Send, Shell
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -61,21 +62,25 @@ class _Uncounted(Metrics):
     def begin(self) -> None:
         """Nothing."""
 
+    def flush(self) -> None:
+        """Nothing."""
 
-class _Unrecorded(Exchange):
+
+class _Unrecorded(RequestResponse):
     __slots__ = ()
 
-    def _record(self, failure: Exception | None) -> None:
+    def _record(self) -> None:
         """Nothing."""
 
 
 class _Deadline(_One):
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(app)
-        self.shell = Shell(app, _Uncounted(), settings.request_deadline_seconds, 0)
+        deadline, stall = settings.request_deadline_seconds, settings.answer_stall_seconds
+        self.middleware = RequestMiddleware(app, _Uncounted(), deadline, stall, 0)
 
     async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _Unrecorded(self.shell, scope, send).run(receive)
+        await _Unrecorded(self.middleware, scope, receive, send).run()
 
 
 class _Timed(_One):
@@ -121,7 +126,7 @@ class _Logged(_Timed):
 
 
 def _bare() -> ASGIApp:
-    # Not app.server.asgi: that is the whole shell, and to import it changes what prometheus_client does.
+    # Not app.server.application: that is the whole shell, and to import it changes what prometheus_client does.
     return cast(ASGIApp, import_app(settings.app_module))
 
 

@@ -39,7 +39,7 @@ MUCH_MORE = 1.5
 PRELOADED, NOT = "preload", "none"
 # The stack's own worker cannot be forked from a master that has the app: the shell's counters belong to one process.
 STOCK = (
-    "{bin}/gunicorn --config {root}/app/gunicorn.conf.py --worker-class bench.workers.StockWorker "
+    "{bin}/gunicorn --config {root}/app/server/gunicorn.conf.py --worker-class bench.workers.StockWorker "
     "--workers {workers} {preload} {app}"
 )
 PRELOAD_WORKERS = 4

@@ -1,14 +1,17 @@
-"""The settings of gunicorn.conf.py, worker.py, edge.py and shell.py."""
+"""The settings of app/server/: Gunicorn's configuration, the worker, its server, the middleware."""
 
 from __future__ import annotations
 
 from proofs.settings import Setting, Unproven
 
-CONF = "app/gunicorn.conf.py"
+CONF = "app/server/gunicorn.conf.py"
+ACCEPT = "app/server/accept.py"
+APPLICATION = "app/server/application.py"
+DRAIN = "app/server/drain.py"
+MIDDLEWARE = "app/server/middleware.py"
+SERVER = "app/server/server.py"
+TURNS = "app/server/turns.py"
 WORKER = "app/server/worker.py"
-EDGE = "app/server/edge.py"
-ASGI = "app/server/asgi.py"
-SHELL = "app/server/shell.py"
 PROOFS = "proofs/test_worker.py"
 
 SETTINGS: list[Setting | Unproven] = [
@@ -34,7 +37,7 @@ SETTINGS: list[Setting | Unproven] = [
         "So many connections wait in the kernel while a worker is busy, and while nginx is.",
         "100, as sockets have it in Python's asyncio",
         "100 for the workers",
-        [(WORKER, "listener.listen(settings.listen_backlog)", "listener.listen(100)")],
+        [(ACCEPT, "listener.listen(self._backlog)", "listener.listen(100)")],
         ["proofs/test_limits.py::test_a_burst_of_connections_waits_for_a_busy_worker"],
     ),
     Setting(
@@ -59,7 +62,7 @@ SETTINGS: list[Setting | Unproven] = [
         "What the workers serve: the application inside the shell.",
         "none; an argument of the command line",
         "removed",
-        [(CONF, 'wsgi_app = "app.server.asgi:application"\n', "")],
+        [(CONF, 'wsgi_app = "app.server.application:application"\n', "")],
         [f"{PROOFS}::test_the_application_that_the_row_names_is_served"],
         breaks_start=True,
     ),
@@ -68,7 +71,7 @@ SETTINGS: list[Setting | Unproven] = [
         "The application that the shell wraps.",
         "none",
         "app.main:app, whatever the row says",
-        [(ASGI, "load(settings.app_module)", 'load("app.main:app")')],
+        [(APPLICATION, "load(settings.app_module)", 'load("app.main:app")')],
         [f"{PROOFS}::test_the_application_that_the_row_names_is_served"],
     ),
     Setting(
@@ -116,7 +119,7 @@ SETTINGS: list[Setting | Unproven] = [
         "What is in flight has so long at a stop; then it is cancelled, so that the application's lifespan can end.",
         "none: Uvicorn waits for ever",
         "an hour",
-        [(WORKER, "elapsed >= settings.uvicorn_graceful_seconds", "elapsed >= 3600")],
+        [(DRAIN, "server.stop_begun >= settings.uvicorn_graceful_seconds", "server.stop_begun >= 3600")],
         [f"{PROOFS}::test_a_request_that_does_not_end_is_cut_off_before_the_worker_is_killed"],
     ),
     Setting(
@@ -124,7 +127,7 @@ SETTINGS: list[Setting | Unproven] = [
         "A worker that leaves answers on its idle connections for longer than nginx keeps them.",
         "0: Uvicorn closes them at once",
         "0, the default",
-        [(WORKER, "elapsed >= settings.drain_seconds", "elapsed >= 0")],
+        [(DRAIN, "settings.drain_seconds", "0")],
         [f"{PROOFS}::test_an_idle_connection_answers_on_for_the_drain"],
     ),
     Setting(
@@ -156,7 +159,7 @@ SETTINGS: list[Setting | Unproven] = [
         "A worker that holds more is replaced, before the kernel kills it with all its requests.",
         "0, no limit",
         "0, the default",
-        [(WORKER, "self.memory_limit = settings.worker_memory_mb", "self.memory_limit = 0")],
+        [(SERVER, "self._memory_limit_mb = settings.worker_memory_mb", "self._memory_limit_mb = 0")],
         [f"{PROOFS}::test_a_worker_that_holds_too_much_memory_is_replaced_and_nothing_is_lost"],
     ),
     Setting(
@@ -232,89 +235,89 @@ SETTINGS: list[Setting | Unproven] = [
         [f"{PROOFS}::test_an_answer_has_no_header_that_nginx_writes_itself[date]"],
     ),
     Setting(
-        ["worker.py: CANCEL_GRACE_SECONDS"],
+        ["drain.py: CANCEL_GRACE_SECONDS"],
         "What is cancelled at a stop has so long to end; then its connection is closed.",
         "none: Gunicorn kills the worker, and its lifespan does not end",
         "an hour",
-        [(WORKER, "CANCEL_GRACE_SECONDS = 1.0", "CANCEL_GRACE_SECONDS = 3600.0")],
+        [(DRAIN, "CANCEL_GRACE_SECONDS = 1.0", "CANCEL_GRACE_SECONDS = 3600.0")],
         [f"{PROOFS}::test_a_request_that_does_not_end_is_cut_off_before_the_worker_is_killed"],
     ),
     Unproven(
-        ["worker.py: HANDSHAKE_SECONDS"],
+        ["accept.py: HANDSHAKE_SECONDS"],
         "At a stop, the handshakes that had begun when new ones were shut out have so long to end, and are taken.",
         "none: they are reset",
         "A handshake takes microseconds on one machine, and what cannot be held up there cannot be met at will.",
     ),
     Setting(
-        ["edge.py: REQUESTS_IN_A_SHORT_TURN"],
+        ["turns.py: REQUESTS_IN_A_SHORT_TURN"],
         "While connections are new so few requests begin in one turn: the last answer to a burst comes sooner.",
         "no bound: all that have come",
         "10,000",
-        [(EDGE, "REQUESTS_IN_A_SHORT_TURN = 4", "REQUESTS_IN_A_SHORT_TURN = 10_000")],
+        [(TURNS, "REQUESTS_IN_A_SHORT_TURN = 4", "REQUESTS_IN_A_SHORT_TURN = 10_000")],
         [f"{PROOFS}::test_a_new_connection_does_not_wait_for_rounds_of_requests_that_came_after_its_own"],
     ),
     Setting(
-        ["edge.py: SHORT_TURNS"],
+        ["turns.py: SHORT_TURNS"],
         "So many turns of the loop are short after a connection: what it takes until its first request begins.",
         "none",
         "2",
-        [(EDGE, "SHORT_TURNS = 3", "SHORT_TURNS = 2")],
+        [(TURNS, "SHORT_TURNS = 3", "SHORT_TURNS = 2")],
         [f"{PROOFS}::test_turns_are_short_until_the_first_request_of_a_new_connection_begins"],
     ),
     Setting(
-        ["shell.py: /livez"],
+        ["middleware.py: /livez"],
         "Says that a worker's event loop moves, also while it drains.",
         "none",
         "removed",
-        [(SHELL, '"/livez": self._livez, ', "")],
+        [(MIDDLEWARE, '"/livez": self._livez, ', "")],
         [f"{PROOFS}::test_the_health_of_a_worker_is_its_own_answer"],
     ),
     Setting(
-        ["shell.py: /readyz"],
+        ["middleware.py: /readyz"],
         "Says whether a worker may be given requests: not before it is ready, and not while it drains.",
         "none",
         "200, whatever the worker is doing",
-        [(SHELL, '(200 if lifecycle.state == "ready" else 503)', "200")],
+        [(MIDDLEWARE, '(200 if worker_state.state == "ready" else 503)', "200")],
         [f"{PROOFS}::test_a_worker_that_drains_is_alive_but_not_ready"],
     ),
     Setting(
-        ["shell.py: /metrics"],
+        ["middleware.py: /metrics"],
         "Tells what was served, for Prometheus.",
         "none",
         "removed",
-        [(SHELL, ', "/metrics": self._metrics', "")],
+        [(MIDDLEWARE, ', "/metrics": self._metrics', "")],
         [f"{PROOFS}::test_any_worker_tells_the_metrics_of_all"],
     ),
     Setting(
-        ["shell.py: metrics"],
+        ["middleware.py: metrics"],
         "The counters of all workers are in one folder, so that any of them can tell the sum.",
         "each process has its own",
         "a folder for each worker",
-        [(ASGI, 'Metrics(Path(os.environ["METRICS_DIR"]))', 'Metrics(Path(__import__("tempfile").mkdtemp()))')],
+        [(APPLICATION, 'Metrics(Path(os.environ["METRICS_DIR"]))', 'Metrics(Path(__import__("tempfile").mkdtemp()))')],
         [f"{PROOFS}::test_any_worker_tells_the_metrics_of_all"],
     ),
     Setting(
-        ["shell.py: deadline_seconds", ".env: REQUEST_DEADLINE_SECONDS"],
+        ["middleware.py: deadline_seconds", ".env: REQUEST_DEADLINE_SECONDS"],
         "The app answers 504 by itself and cancels the handler.",
         "none",
         "an hour",
-        [(ASGI, "settings.request_deadline_seconds", "3600")],
+        [(APPLICATION, "settings.request_deadline_seconds", "3600")],
         [f"{PROOFS}::test_a_handler_that_takes_too_long_is_answered_for"],
     ),
     Setting(
-        ["shell.py: slow_seconds", ".env: SLOW_REQUEST_MS"],
+        ["middleware.py: slow_seconds", ".env: SLOW_REQUEST_MS"],
         "A request that is slower than this leaves a line in the app's log.",
         "none",
         "an hour",
-        [(ASGI, "settings.slow_request_ms / 1000", "3600")],
+        [(APPLICATION, "settings.slow_request_ms / 1000", "3600")],
         [f"{PROOFS}::test_a_slow_request_is_logged_with_its_id"],
     ),
     Setting(
-        ["shell.py: x-request-id"],
+        ["middleware.py: x-request-id"],
         "The id that nginx gave the request is in the app's log lines and error answers.",
         "none",
         "not read",
-        [(SHELL, 'b"x-request-id"', 'b"x-nobody-sends-this"')],
+        [(MIDDLEWARE, 'b"x-request-id"', 'b"x-nobody-sends-this"')],
         [f"{PROOFS}::test_a_handler_that_takes_too_long_is_answered_for"],
     ),
 ]

@@ -38,6 +38,7 @@ def test_every_fault_has_a_line_of_its_own() -> None:
 def test_a_rule_holds_on_one_side_of_its_bound_and_breaks_on_the_other(rule: budget.Rule) -> None:
     good = settings()
     bound = budget._in_seconds(good, rule.right) * rule.factor / (good.workers if rule.each_worker else 1)
+    bound -= budget._in_seconds(good, rule.plus) if rule.plus else 0
     unit = 1000 if rule.left.endswith("_ms") else 1
     strict = rule.relation in ("less than", "more than")
     step = -1 if rule.relation in ("less than", "at most") else 1
@@ -47,3 +48,18 @@ def test_a_rule_holds_on_one_side_of_its_bound_and_breaks_on_the_other(rule: bud
     assert line is not None
     for part in (rule.name, f"{rule.left.upper()}={int(just_bad)}", f"{rule.right.upper()}=", rule.symptom):
         assert part in line
+
+
+@pytest.mark.parametrize("seconds", [1, 3, 60, 600])
+def test_one_row_changes_the_longest_wait_and_the_rows_that_follow_are_offered(seconds: int) -> None:
+    changed = settings(REQUEST_DEADLINE_SECONDS=str(seconds))
+    *broken, offer = budget.violations(changed)
+    assert broken
+    assert offer.startswith("these rows hold: ")
+    rows = dict(row.split("=") for row in offer.removeprefix("these rows hold: ").split())
+    assert "REQUEST_DEADLINE_SECONDS" not in rows
+    assert budget.violations(settings(REQUEST_DEADLINE_SECONDS=str(seconds), **rows)) == []
+
+
+def test_rows_that_hold_are_not_changed() -> None:
+    assert budget.fitting(settings()) == {}

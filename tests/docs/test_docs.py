@@ -55,7 +55,8 @@ def row_of(rule: Rule) -> str:
     """The row of docs/timeouts.md for this rule."""
     each = " for each of `WORKERS`" if rule.each_worker else ""
     times = "" if rule.factor == 1 else f"{rule.factor:g} times "
-    holds = f"`{rule.left.upper()}`{each} {rule.relation} {times}`{rule.right.upper()}`"
+    plus = f" plus `{rule.plus.upper()}`" if rule.plus else ""
+    holds = f"`{rule.left.upper()}`{plus}{each} {rule.relation} {times}`{rule.right.upper()}`"
     return f"| `{rule.name}` | {holds} | {rule.symptom} |"
 
 

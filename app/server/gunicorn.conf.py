@@ -1,21 +1,25 @@
 """How the workers are managed. Every number comes from .env, by way of the environment."""
 
-import glob
 import os
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 from app.server import budget, logs, networks
 from app.server.settings import Settings, SettingsError, read
 
 
 def metrics_folder(parent: str) -> str:
-    """A new folder for the workers' counters. Those of masters that were killed are removed on the way."""
-    for left in glob.glob(f"{parent}/metrics-*-*"):
-        if not os.path.exists(f"/proc/{left.split('-')[1]}"):
-            shutil.rmtree(left, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"metrics-{os.getpid()}-", dir=parent)
+    """A new folder for the workers' counters. What masters of this user left that were killed is removed on the way."""
+    prefix = "fastapi-stack-metrics-"
+    for left in Path(parent).glob(f"{prefix}[0-9]*-*"):
+        master = left.name.removeprefix(prefix).split("-")[0]
+        with suppress(FileNotFoundError):  # another master may be at it
+            if left.stat().st_uid == os.getuid() and not os.path.exists(f"/proc/{master}"):
+                shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent)
 
 
 try:
@@ -30,11 +34,11 @@ except SettingsError as error:
 bind = [f"{settings.app_host}:{settings.app_port + i}" for i in range(settings.listeners)]
 workers = settings.workers
 worker_class = "app.server.worker.Worker"
-wsgi_app = "app.server.asgi:application"
+wsgi_app = "app.server.application:application"
 
 # Uvicorn must not close an idle connection before nginx does: the default of 2 s loses POSTs.
 keepalive = settings.app_keepalive_seconds
-# A worker whose event loop has not moved for so long is killed.
+# A worker whose event loop has not moved for this long is killed.
 timeout = settings.worker_timeout_seconds
 graceful_timeout = settings.gunicorn_graceful_seconds
 # A leak in the app must not grow for ever; the jitter keeps the workers from being replaced in step.

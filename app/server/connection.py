@@ -1,13 +1,14 @@
 """One connection of a worker: Uvicorn's protocol, but it drains, and writes an answer's head together with its body.
 
-Relied on, beyond the public interface, and read in uvicorn 0.54: the protocol's `transport` is what it and its cycles
-write to, with write(), is_closing() and close(); an answer is its head in one write(), which only a 100 Continue may
-come before, and on_response_complete() is called behind its last one.
+Relied on, beyond the public interface (tests/app/test_contract.py): the protocol's `transport` is what it and its
+cycles write to, with write(), is_closing() and close(); an answer is its head in one write(), which only a
+100 Continue may come before, and on_response_complete() is called behind its last one.
 """
 
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -15,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 CONTINUE = b"HTTP/1.1 100 "
 
 
-class Heads:
+class HeldHeads:
     """The heads of answers that wait for their bodies; those whose bodies do not follow in this turn of the loop, as
     in a stream, go alone.
     """
@@ -44,7 +45,7 @@ class JoiningTransport:
 
     __slots__ = ("expects_head", "head", "heads", "is_closing", "transport")
 
-    def __init__(self, transport: asyncio.Transport, heads: Heads) -> None:
+    def __init__(self, transport: asyncio.Transport, heads: HeldHeads) -> None:
         self.transport = transport
         self.is_closing = transport.is_closing  # asked for each answer
         self.heads = heads
@@ -76,14 +77,15 @@ class JoiningTransport:
         return getattr(self.transport, name)
 
 
-class DrainProtocol(HttpToolsProtocol):
+class DrainingProtocol(HttpToolsProtocol):
     """A connection that a shutdown leaves open: nginx may be sending on it at this very moment."""
 
     joining: JoiningTransport
 
-    def __init__(self, heads: Heads, **given: Any) -> None:
+    def __init__(self, heads: HeldHeads, **given: Any) -> None:
         super().__init__(**given)
         self.heads = heads
+        self.idle_since = monotonic()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -93,18 +95,28 @@ class DrainProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self.joining.flush()  # of an answer that has no body
         self.joining.expects_head = True
+        self.idle_since = monotonic()
         super().on_response_complete()
 
     def handle_websocket_upgrade(self) -> None:
         self.transport = self.joining.transport
         super().handle_websocket_upgrade()
 
+    @property
+    def is_idle(self) -> bool:
+        """No request is under way: none has come yet, or the last one is answered."""
+        return self.cycle is None or self.cycle.response_complete
+
     def shutdown(self) -> None:
-        # The answer that has not begun says `Connection: close`. One that has begun said nothing, so its connection
-        # goes back into nginx's pool and must stay open, or the next POST on it is lost.
+        """The answer that has not begun says `Connection: close`.
+
+        One that has begun said nothing, so its connection goes back into nginx's pool and must stay open, or the next
+        POST on it is lost.
+        """
         if self.cycle is not None and not self.cycle.response_started:
             self.cycle.keep_alive = False
 
-    def close_if_idle(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+    def close_if_idle_since(self, moment: float) -> None:
+        """Close it when it has been idle since `moment`, in monotonic time: nginx has given it up by then."""
+        if self.is_idle and self.idle_since <= moment:
             self.transport.close()

@@ -10,14 +10,14 @@ import uvloop
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from app.server.edge import ASGIApp, Receive, Scope, Send
-from app.server.protocol import DrainProtocol, Heads
+from app.server.asgi import ASGIApp, Receive, Scope, Send
+from app.server.connection import DrainingProtocol, HeldHeads
 
 ASK = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class Recorded(DrainProtocol):
+class Recorded(DrainingProtocol):
     """Notes what is written to the real transport, a piece for each call."""
 
     made: list[weakref.ref[Recorded]]
@@ -54,7 +54,7 @@ def serve(app: ASGIApp, talk: Talk, run: Callable[..., None] = asyncio.run) -> R
         config = Config(app, http="httptools", lifespan="off", log_config=None)
         config.load()
         loop = asyncio.get_running_loop()
-        heads, state = Heads(loop), ServerState()
+        heads, state = HeldHeads(loop), ServerState()
         server = await loop.create_server(
             lambda: Kept(heads, config=config, server_state=state, app_state={}, _loop=loop), "127.0.0.1", 0
         )

@@ -1,0 +1,68 @@
+"""How a worker leaves: it answers on what it has, until nothing is left or its time is over.
+
+Uvicorn's own shutdown closes idle connections at once, while nginx may be sending on them: POSTs are lost then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from app.server import messages, worker_state
+from app.server.connection import DrainingProtocol
+
+if TYPE_CHECKING:
+    from app.server.server import DrainingServer
+
+logger = logging.getLogger("uvicorn.error")
+# What is cancelled at the end has this long to end; then its connection is closed.
+CANCEL_GRACE_SECONDS = 1.0
+
+
+async def drain(server: DrainingServer) -> None:
+    """Each answer that begins now says `Connection: close`; a connection is closed once nginx has given it up.
+
+    An event stream and a WebSocket end at once: their clients connect again. Every other request goes on: at a stop
+    for UVICORN_GRACEFUL_SECONDS, in a worker that was replaced for REPLACED_WORKER_SECONDS. Then it is cancelled.
+    """
+    settings, state = server.settings, server.server_state
+    await server.announce_close()
+    logger.info("draining: %d connections, %d requests in flight", len(state.connections), len(state.tasks))
+    begun = time.monotonic()
+    notified: set[object] = set()
+    finishing = False
+    while state.connections or state.tasks or server.acceptor.connecting or server.acceptor.listeners:
+        now = time.monotonic()
+        if server.stop_begun and now - server.stop_begun >= settings.uvicorn_graceful_seconds:
+            await _cancel_requests(server, "UVICORN_GRACEFUL_SECONDS")
+            break
+        if not server.stop_begun and now - begun >= settings.replaced_worker_seconds:
+            await _cancel_requests(server, "REPLACED_WORKER_SECONDS")
+            break
+        for connection in list(state.connections):
+            if connection not in notified:
+                notified.add(connection)
+                connection.shutdown()  # a WebSocket is closed with 1012 here
+            elif isinstance(connection, DrainingProtocol) and now - begun >= settings.drain_seconds:
+                connection.close_if_idle_since(now - settings.drain_seconds)
+        for end in list(worker_state.end_event_stream):
+            end()
+        if not finishing and now - begun >= settings.drain_seconds:
+            finishing = True
+            server.worker.channel.send(messages.Finishing())
+        server.notify_master()
+        await asyncio.sleep(0.05)
+    logger.info("drained in %.1f s", time.monotonic() - begun)
+
+
+async def _cancel_requests(server: DrainingServer, row: str) -> None:
+    tasks = list(server.server_state.tasks)
+    if tasks:
+        logger.error("cancelling %d requests after %s", len(tasks), row)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=CANCEL_GRACE_SECONDS)
+    for connection in list(server.server_state.connections):
+        connection.transport.close()

@@ -1,0 +1,151 @@
+"""Uvicorn's server for one Gunicorn worker: it accepts by itself, leaves when the master says so, and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from uvicorn import Server
+
+from app.server import memory, messages, worker_state
+from app.server.accept import Acceptor
+from app.server.connection import DrainingProtocol, HeldHeads
+from app.server.drain import drain
+from app.server.settings import Settings
+
+if TYPE_CHECKING:
+    from app.server.worker import Worker
+
+logger = logging.getLogger("uvicorn.error")
+NOTIFY_SECONDS = 1.0
+TICKS_IN_A_SECOND = 10  # Uvicorn calls on_tick() this often
+
+
+class DrainingServer(Server):
+    """Serves until the master says Leave, or is gone."""
+
+    def __init__(self, worker: Worker, settings: Settings) -> None:
+        super().__init__(worker.config)
+        self.worker = worker
+        self.settings = settings
+        self.acceptor: Acceptor
+        self.stop_begun: float | None = None  # monotonic time; None: the worker serves, or is replaced
+        self._heads: HeldHeads
+        self._replacement_wanted = False
+        self._memory_limit_mb = settings.worker_memory_mb  # 0: none
+        self._signalled = False
+        self._next_notification = 0.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        self._heads = HeldHeads(loop)
+        await super().startup(sockets=[])  # the lifespan alone
+        per_worker = self.settings.worker_listeners == "per-worker"
+        self.acceptor = Acceptor(
+            self.worker.sockets,
+            self._protocol,
+            self.worker.turn_gate.shorten_turns,
+            self.settings.listen_backlog,
+            at_once=self.settings.listen_backlog if per_worker else 1,
+        )
+        self.acceptor.start()
+        loop.add_reader(self.worker.channel.fileno(), self._hear_master)
+        os.register_at_fork(after_in_child=self._close_in_child)
+        if self._memory_limit_mb and (held := memory.resident_mb()) >= self._memory_limit_mb:
+            # Its replacements would need as much, and be replaced in turn, for ever.
+            logger.error(
+                "WORKER_MEMORY_MB=%d is less than a new worker holds, %d MiB: no limit", self._memory_limit_mb, held
+            )
+            self._memory_limit_mb = 0
+        worker_state.state = "ready"
+        self.worker.tell_master(messages.Ready())
+
+    def _protocol(self) -> asyncio.Protocol:
+        state, app_state, loop = self.server_state, self.lifespan.state, asyncio.get_running_loop()
+        return DrainingProtocol(self._heads, config=self.config, server_state=state, app_state=app_state, _loop=loop)
+
+    def _close_in_child(self) -> None:
+        """A process that the application forks must not keep the port, nor a client waiting, when this one is gone."""
+        for connection in list(self.server_state.connections):
+            os.close(connection.transport.get_extra_info("socket").fileno())
+        for listener in self.acceptor.listeners:
+            os.close(listener.fileno())
+        os.close(self.worker.channel.fileno())
+
+    # --- the master -----------------------------------------------------------------------------------------
+
+    def notify_master(self) -> None:
+        """The heartbeat, by a clock that nobody sets: a worker that is silent for WORKER_TIMEOUT_SECONDS is killed."""
+        now = time.monotonic()
+        if now >= self._next_notification:
+            self._next_notification = now + NOTIFY_SECONDS
+            self.worker.notify()
+
+    def _hear_master(self) -> None:
+        channel = self.worker.channel
+        for message in channel.receive():
+            if isinstance(message, messages.Leave):
+                self.should_exit = True
+                self.acceptor.close()  # the replacement accepts
+            elif isinstance(message, messages.Stay):
+                self._memory_limit_mb = 0
+                self._replacement_wanted = False
+        if channel.closed_by_peer:  # the master stops, or was killed
+            asyncio.get_running_loop().remove_reader(channel.fileno())
+            self._stop()
+            self.acceptor.close_as_last_holder()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """TERM, INT, QUIT from outside: go as soon as a replacement stands; at the second signal, now."""
+        if self._signalled or not self.started:
+            self._stop()
+        self._signalled = True
+
+    def _stop(self) -> None:
+        self.should_exit = True
+        if self.stop_begun is None:
+            self.stop_begun = time.monotonic()
+
+    async def on_tick(self, counter: int) -> bool:
+        self.notify_master()
+        leave = await super().on_tick(counter)
+        if not (self._replacement_wanted or leave) and (wanted := self._why_replace(counter)):
+            self._replacement_wanted = True
+            logger.info("%s: asking for a replacement", wanted.detail)
+            self.worker.tell_master(wanted)
+        return leave
+
+    def _why_replace(self, counter: int) -> messages.ReplacementWanted | None:
+        if self._signalled:
+            return messages.ReplacementWanted("signal", "signal")
+        if self.server_state.total_requests >= self.worker.max_requests:
+            return messages.ReplacementWanted("max_requests", "max_requests reached")
+        if self._memory_limit_mb and counter % TICKS_IN_A_SECOND == 0:
+            held = memory.resident_mb()
+            if held >= self._memory_limit_mb:
+                detail = f"memory is {held} MiB, WORKER_MEMORY_MB={self._memory_limit_mb}"
+                return messages.ReplacementWanted("memory", detail)
+        return None
+
+    # --- leaving --------------------------------------------------------------------------------------------
+
+    async def announce_close(self) -> None:
+        """From now on each answer that begins says `Connection: close`."""
+        self.config.encoded_headers.append((b"connection", b"close"))
+        await super().on_tick(0)  # puts the header into use
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then end the application's lifespan."""
+        worker_state.state = "draining"
+        self.worker.tell_master(messages.Draining())
+        if not self.worker.channel.closed_by_peer:
+            self.acceptor.close()
+        await drain(self)
+        await self.lifespan.shutdown()
+        for callback in worker_state.before_exit:
+            callback()

@@ -1,0 +1,14 @@
+"""What this worker process is doing. The server sets it; the middleware around the application reads and adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+state: Literal["starting", "ready", "draining"] = "starting"
+# Why the application's lifespan did not start; "" while it has not failed.
+startup_failure = ""
+# What ends each event stream that is open. A drain calls it at once: their clients connect again by themselves.
+end_event_stream: set[Callable[[], None]] = set()
+# Called when the worker has drained, before its process ends.
+before_exit: list[Callable[[], None]] = []
