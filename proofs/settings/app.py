@@ -13,6 +13,7 @@ SERVER = "app/server/server.py"
 TURNS = "app/server/turns.py"
 WORKER = "app/server/worker.py"
 PROOFS = "proofs/test_worker.py"
+ANSWERS = "proofs/test_answers.py::"
 
 SETTINGS: list[Setting | Unproven] = [
     Setting(
@@ -121,6 +122,20 @@ SETTINGS: list[Setting | Unproven] = [
         "an hour",
         [(DRAIN, "server.stop_begun >= settings.uvicorn_graceful_seconds", "server.stop_begun >= 3600")],
         [f"{PROOFS}::test_a_request_that_does_not_end_is_cut_off_before_the_worker_is_killed"],
+    ),
+    Setting(
+        [".env: REPLACED_WORKER_SECONDS"],
+        "A worker that is replaced while the service goes on finishes what it has begun, for at most this long.",
+        "UVICORN_GRACEFUL_SECONDS, as at a stop",
+        "as at a stop",
+        [
+            (
+                DRAIN,
+                "now - begun >= settings.replaced_worker_seconds",
+                "now - begun >= settings.uvicorn_graceful_seconds",
+            )
+        ],
+        [f"{ANSWERS}test_a_worker_that_is_replaced_finishes_what_it_has_begun"],
     ),
     Setting(
         [".env: DRAIN_SECONDS"],
@@ -303,6 +318,22 @@ SETTINGS: list[Setting | Unproven] = [
         "an hour",
         [(APPLICATION, "settings.request_deadline_seconds", "3600")],
         [f"{PROOFS}::test_a_handler_that_takes_too_long_is_answered_for"],
+    ),
+    Setting(
+        ["middleware.py: stall_seconds", ".env: ANSWER_STALL_SECONDS"],
+        "An answer that has begun may last as long as it moves; when the app sends nothing for this long, it is cut.",
+        "none: the handler works on after its client has left",
+        "an hour",
+        [(APPLICATION, "settings.answer_stall_seconds", "3600")],
+        [f"{ANSWERS}test_an_answer_that_stands_still_is_cut_and_its_handler_cancelled"],
+    ),
+    Setting(
+        [".env: EVENT_STREAM_PING_SECONDS"],
+        "How long your event streams may be silent; the bound on standing still is held to at least twice that.",
+        "none",
+        "held against nothing",
+        [("app/server/budget.py", "factor=2,", "factor=0,")],
+        [f"{ANSWERS}test_the_budget_holds_the_pings_against_the_bound_on_standing_still"],
     ),
     Setting(
         ["middleware.py: slow_seconds", ".env: SLOW_REQUEST_MS"],

@@ -9,6 +9,7 @@ ZERO_LOSS = "proofs/test_zero_loss.py::"
 PROXY = "proofs/test_proxy.py::"
 UPSTREAM = "proofs/test_upstream.py::"
 WORKER = "proofs/test_worker.py::"
+ANSWERS = "proofs/test_answers.py::"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,20 @@ SYMPTOMS = [
         "the worker's event loop was blocked, or the replica is frozen: nginx gave up reading",
         ["proxy.conf: proxy_read_timeout"],
         [ZERO_LOSS + "test_a_frozen_replica_holds_few_requests_and_is_used_again"],
+    ),
+    Symptom(
+        "an answer ends in its middle, and the app's log has reason: stall",
+        "the app sent nothing of it for the bound on standing still; an event stream must ping more often",
+        [".env: ANSWER_STALL_SECONDS", ".env: EVENT_STREAM_PING_SECONDS"],
+        [ANSWERS + "test_an_answer_that_stands_still_is_cut_and_its_handler_cancelled",
+         ANSWERS + "test_an_event_stream_that_only_pings_is_not_cut"],
+    ),
+    Symptom(
+        "a long download or a background task is cut, and the app's log has reason: drain, or cancelling N requests",
+        "its worker had to go: it was replaced or stopped, and the time for what it had begun was over",
+        [".env: REPLACED_WORKER_SECONDS", ".env: UVICORN_GRACEFUL_SECONDS"],
+        [ANSWERS + "test_a_worker_that_is_replaced_finishes_what_it_has_begun",
+         ANSWERS + "test_at_a_stop_background_tasks_have_their_time_and_no_more"],
     ),
     Symptom(
         "499 in nginx's log",

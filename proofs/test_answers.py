@@ -1,0 +1,283 @@
+"""How long an answer may take, and what may still happen after it: docs/timeouts.md, seen through nginx."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from proofs.conftest import started
+from proofs.stack import DEADLINE, Stack, until
+from proofs.test_stop import draining, stop
+from proofs.test_worker import raw_get, send_get
+from stack.settings import GIVEN, rows
+
+pytestmark = pytest.mark.xdist_group("answers")
+APP = {"APP_MODULE": "proofs.apps.answers:app"}
+
+
+@pytest.fixture(scope="module")
+def answering() -> Iterator[Stack]:
+    yield from started(Stack("native", "answers", **APP))
+
+
+def marks(stack: Stack) -> list[str]:
+    file = stack.folder / "marks"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def reasons(stack: Stack, path: str) -> list[str]:
+    """Why the app logged requests for this path."""
+    return [line["reason"] for line in stack.app_log() if "reason" in line and line["message"].endswith(f" {path}")]
+
+
+# --- an answer that has begun ---------------------------------------------------------------------------------
+
+
+def test_an_answer_that_has_begun_lasts_as_long_as_it_moves(answering: Stack) -> None:
+    """Each twice as long as the deadline, whatever its media type and method."""
+    types = ["application/x-ndjson", "text/csv", "text/plain", "application/json", "text/event-stream"]
+    seconds = 2 * int(answering.rows["REQUEST_DEADLINE_SECONDS"])
+    wanted = "".join(f"{number}\n" for number in range(2 * seconds))
+
+    def ask(method: str, media_type: str) -> str:
+        query = {"count": str(2 * seconds), "interval_ms": "500", "media_type": media_type}
+        with answering.client() as client:
+            return client.request(method, "/parts", params=query).text
+
+    asked = [(method, media_type) for method in ("GET", "POST") for media_type in types]
+    with ThreadPoolExecutor(len(asked)) as callers:
+        answers = list(callers.map(lambda each: ask(*each), asked))
+    cut = [(*each, answer[-20:]) for each, answer in zip(asked, answers, strict=True) if answer != wanted]
+    assert not cut, f"cut in their middle: {cut}"
+    assert not reasons(answering, "/parts")
+
+
+def test_a_file_is_sent_in_ranges(answering: Stack) -> None:
+    with answering.client() as client:
+        answer = client.get("/file", headers={"Range": "bytes=3-10"})
+    assert (answer.status_code, answer.text) == (206, "Answers ")
+
+
+def test_an_event_stream_that_only_pings_is_not_cut(answering: Stack) -> None:
+    """It sends something as often as EVENT_STREAM_PING_SECONDS says, for longer than nginx waits for silence."""
+    ping = int(answering.rows["EVENT_STREAM_PING_SECONDS"])
+    count = 2 * int(answering.rows["PROXY_READ_TIMEOUT_SECONDS"]) // ping
+    query = {"count": str(count), "interval_ms": str(1000 * ping), "media_type": "text/event-stream"}
+    with answering.client() as client:
+        lines = client.get("/parts", params=query).text.splitlines()
+    assert len(lines) == count, f"an event stream with a ping every {ping} s was cut after {len(lines)}"
+
+
+def test_the_budget_holds_the_pings_against_the_bound_on_standing_still(answering: Stack) -> None:
+    broken = {"EVENT_STREAM_PING_SECONDS": "2", "LEDGER_PATH": str(answering.folder / "ledger")}
+    done = subprocess.run(
+        [sys.executable, "-m", "app.server", "--check-config"],
+        cwd=answering.root, env=answering.environ | GIVEN | rows() | answering.rows | broken,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode != 0, "event streams that may be silent for 2 s start where one is cut after 3 s"
+    assert "EVENT_STREAM_PING_SECONDS=2" in done.stderr, done.stderr
+
+
+def test_an_answer_that_stands_still_is_cut_and_its_handler_cancelled(answering: Stack) -> None:
+    """Straight to the worker: nginx would cut it as well, and let the handler work on for nobody."""
+    stall = int(answering.rows["ANSWER_STALL_SECONDS"])
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", answering.app_port), timeout=4 * stall) as connection:
+        send_get(connection, "/stall?name=stalled")
+        answer = b""
+        try:
+            while part := connection.recv(65536):
+                answer += part
+        except TimeoutError:
+            pytest.fail(f"an answer has stood still for {time.monotonic() - begun:.0f} s, ANSWER_STALL_SECONDS={stall}")
+    assert b"the first" in answer
+    assert not answer.endswith(b"0\r\n\r\n"), "the client cannot see that the answer was cut"
+    assert time.monotonic() - begun >= stall - 0.2
+    until("the handler is cancelled", lambda: "stalled" in marks(answering))
+    assert reasons(answering, "/stall") == ["stall"]
+
+
+def test_a_client_that_stands_still_is_cut_and_the_handler_with_it(answering: Stack) -> None:
+    """nginx is the judge of its client: CLIENT_SEND_TIMEOUT_SECONDS."""
+    with socket.create_connection(("127.0.0.1", answering.http_port), timeout=DEADLINE) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        send_get(connection, "/large?mb=200")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+        def cut() -> bool:
+            return any(line["uri"] == "/large?mb=200" for line in answering.access_log())
+
+        until("nginx gives the client up", cut)
+    until("nothing is in flight", lambda: in_flight(answering) == 0)
+
+
+def test_a_client_that_reads_slowly_is_not_cut(answering: Stack) -> None:
+    """It takes longer than all the bounds on standing still, in the app and in nginx."""
+    seconds = 3 * int(answering.rows["ANSWER_STALL_SECONDS"])
+    got = 0
+    with socket.create_connection(("127.0.0.1", answering.http_port), timeout=DEADLINE) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        send_get(connection, "/large?mb=50")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            part = connection.recv(65536)
+            assert part, f"cut after {got} bytes"
+            got += len(part)
+            time.sleep(0.05)
+        while part := connection.recv(1 << 20):  # the rest at full speed
+            got += len(part)
+            if got > 50 << 20 and part.endswith(b"0\r\n\r\n"):
+                break
+    assert got > 50 << 20, f"only {got} bytes came"
+
+
+def in_flight(stack: Stack) -> float:
+    """By the metrics of both workers; that of the one which is not asked is up to a second old."""
+    text = httpx.get(f"http://127.0.0.1:{stack.app_port}/metrics").text
+    return float(text.rpartition("\nhttp_requests_in_flight ")[2].split()[0])
+
+
+# --- after the answer -----------------------------------------------------------------------------------------
+
+
+def test_a_background_task_runs_to_its_end_and_is_no_part_of_its_request(answering: Stack) -> None:
+    seconds = 2 * int(answering.rows["REQUEST_DEADLINE_SECONDS"])
+    with answering.client() as client:
+        assert client.post(f"/later?name=long-after&ms={1000 * seconds}").status_code == 200
+    until("the background task is done", lambda: "long-after" in marks(answering))
+    assert not reasons(answering, "/later"), "a background task made its request slow"
+    until("nothing is in flight", lambda: in_flight(answering) == 0)
+
+
+# --- a worker that is replaced, and one that is stopped --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def replaced() -> Iterator[Stack]:
+    """A worker that is replaced has far longer than one that is stopped."""
+    yield from started(Stack("native", "replaced", **APP, REPLACED_WORKER_SECONDS="14"))
+
+
+def test_a_worker_that_is_replaced_finishes_what_it_has_begun(replaced: Stack) -> None:
+    graceful = int(replaced.rows["UVICORN_GRACEFUL_SECONDS"])
+    count = 4 * graceful
+    with ThreadPoolExecutor(1) as callers, replaced.client() as client:
+        query = {"count": str(count), "interval_ms": "500", "media_type": "text/csv"}
+        long = callers.submit(lambda: httpx.get(f"{replaced.url}/parts", params=query, timeout=DEADLINE).text)
+        client.post(f"/later?name=through-a-reload&ms={2000 * graceful}")
+        time.sleep(0.5)  # both have begun; nothing depends on by how much
+        done = replaced.make("reload")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not long.done(), "the reload was to be over before the answer is"
+        assert "old workers finish what they have begun" in done.stdout
+        assert {worker["state"] for worker in replaced.workers()} == {"ready", "finishing"}
+        lines = long.result().splitlines()
+    assert len(lines) == count, f"an answer of {count} parts was cut after {len(lines)} by a reload"
+    until("the background task is done", lambda: "through-a-reload" in marks(replaced))
+    until("the old workers are gone", lambda: {worker["state"] for worker in replaced.workers()} == {"ready"})
+
+
+def test_a_worker_that_is_replaced_does_not_live_for_good(replaced: Stack) -> None:
+    limit = int(replaced.rows["REPLACED_WORKER_SECONDS"])
+    query = {"count": "1000", "interval_ms": "500", "media_type": "text/csv"}
+    with httpx.stream("GET", f"{replaced.url}/parts", params=query, timeout=DEADLINE) as endless:
+        lines = endless.iter_lines()
+        next(lines)
+        begun = time.monotonic()
+        assert replaced.make("reload").returncode == 0
+        with suppress(httpx.HTTPError):
+            while time.monotonic() - begun < 2 * limit:
+                next(lines)
+            pytest.fail(f"a replaced worker lives after {2 * limit} s, REPLACED_WORKER_SECONDS={limit}")
+    assert any("after REPLACED_WORKER_SECONDS" in line["message"] for line in replaced.app_log())
+
+
+@pytest.fixture(scope="module")
+def stopped() -> Iterator[tuple[Stack, dict[str, str]]]:
+    """A stop while a long answer, two background tasks and an answer that began before it are under way."""
+    budget = {
+        "UVICORN_GRACEFUL_SECONDS": "12", "GUNICORN_GRACEFUL_SECONDS": "16", "REPLACED_WORKER_SECONDS": "20",
+        "STOP_GRACE_SECONDS": "25",
+    }  # fmt: skip
+    stack = Stack("native", "stopped", **APP, **budget)
+    found: dict[str, str] = {}
+    try:
+        stack.up()
+        drain = int(stack.rows["DRAIN_SECONDS"])
+
+        def long() -> None:
+            query = {"count": str(4 * drain), "interval_ms": "500", "media_type": "text/csv"}
+            found["long"] = httpx.get(f"{stack.url}/parts", params=query, timeout=DEADLINE).text
+
+        with stack.client() as client:
+            client.post(f"/later?name=in-time&ms={2000 * drain}")
+            client.post("/later?name=never&ms=3600000")
+        thread = threading.Thread(target=long)
+        thread.start()
+        with socket.create_connection(("127.0.0.1", stack.app_port), timeout=DEADLINE) as connection:
+            send_get(connection, f"/late?ms={1500 * drain}")
+            assert b"200 OK" in connection.recv(65536)
+            leaving = stop(stack)
+            until("the drain", lambda: draining(stack))
+            assert connection.recv(65536) == b"at last"  # in the drain, past DRAIN_SECONDS
+            time.sleep(0.5)  # nginx may use it again for UPSTREAM_KEEPALIVE_SECONDS
+            found["reused"] = raw_get(connection, "/file")
+        thread.join(DEADLINE)
+        leaving.join(DEADLINE)
+        found["marks"] = (stack.folder / "marks").read_text()
+        yield stack, found
+    finally:
+        stack.down()
+
+
+Stopped = tuple[Stack, dict[str, str]]
+
+
+def test_at_a_stop_a_long_answer_has_its_time(stopped: Stopped) -> None:
+    lines = stopped[1]["long"].splitlines()
+    assert len(lines) == 4 * int(stopped[0].rows["DRAIN_SECONDS"])
+
+
+def test_at_a_stop_background_tasks_have_their_time_and_no_more(stopped: Stopped) -> None:
+    assert stopped[1]["marks"].split() == ["in-time"]
+    messages = [line["message"] for line in stopped[0].app_log()]
+    assert any("cancelling 1 requests after UVICORN_GRACEFUL_SECONDS" in message for message in messages)
+    assert not [message for message in messages if "SIGKILL" in message]
+
+
+def test_a_connection_that_turns_idle_late_in_a_drain_can_still_be_used(stopped: Stopped) -> None:
+    answer = stopped[1]["reused"]
+    assert answer.startswith("HTTP/1.1 200 "), "a connection that nginx may use again was closed as its answer ended"
+    assert "connection: close" in answer
+
+
+# --- one row ----------------------------------------------------------------------------------------------------
+
+
+def test_one_row_changes_the_longest_wait_and_the_rows_that_follow_are_offered() -> None:
+    stack = Stack("native", "longer", **APP)
+    try:
+        refused = stack.make("up", REQUEST_DEADLINE_SECONDS="60")
+        assert refused.returncode == 2, refused.stdout + refused.stderr
+        offer = refused.stderr.strip().splitlines()[-1]
+        assert offer.startswith("these rows hold: "), refused.stderr
+        longer = dict(row.split("=") for row in offer.removeprefix("these rows hold: ").split())
+        stack.rows |= longer | {"REQUEST_DEADLINE_SECONDS": "60"}
+        stack.environ |= stack.rows
+        stack.up()
+        with stack.client() as client:
+            assert client.get(f"/late?ms={1000}").text == "at last"
+    finally:
+        stack.down()
+    assert not Path(stack.folder).exists()
