@@ -24,7 +24,7 @@ ps: .venv ## what runs
 	@$(STACK) ps
 
 check: .venv ## settings, timeout budget, nginx and Compose configuration, code: all that can be known without a start
-	@$(STACK) check
+	@$(STACK) check; status=$$?; $(PYTHON) -m proofs.settings || status=1; exit $$status
 
 test: .venv ## every test: the code's, and the proofs against real stacks, in both ways of running
 	@$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup $(PYTEST)

@@ -11,10 +11,8 @@ from pathlib import Path
 
 from app.server import budget, cpus, memory
 from app.server.settings import SettingsError, read
-from proofs.settings import Unproven, table
 from stack import compose, native
 from stack.console import Failure, say
-from stack.inventory import inventory
 from stack.render import render
 from stack.settings import GIVEN, ROOT, StackSettings, rows
 
@@ -34,7 +32,6 @@ def check() -> int:
         ("timeout budget", lambda: _budget(settings)),
         ("workers fit the CPUs and the memory", lambda: _workers(settings, in_compose=engine is not None)),
         ("nginx -t and gixy", lambda: _nginx(settings, table)),
-        ("every setting has a proof", _settings),
         ("ruff check", lambda: _tool("ruff", "check", ".")),
         ("ruff format", lambda: _tool("ruff", "format", "--check", ".")),
         ("mypy", lambda: _tool("mypy")),
@@ -63,8 +60,7 @@ def _budget(settings: StackSettings) -> str:
 
 def _workers(settings: StackSettings, in_compose: bool) -> str:
     usable = min(cpus.usable(), settings.app_cpus) if in_compose else cpus.usable()
-    if advice := cpus.advice(settings.workers, usable):
-        raise Failure(advice)
+    hold_to_cpus(settings.workers, usable)
     processes = (os.cpu_count() or 1) + 2  # nginx counts the machine's CPUs, whatever NGINX_CPUS is
     if in_compose and processes > settings.nginx_pids:
         raise Failure(
@@ -74,6 +70,21 @@ def _workers(settings: StackSettings, in_compose: bool) -> str:
     if in_compose and (advice := memory.advice(settings.workers, settings.worker_memory_mb, settings.app_memory)):
         raise Failure(advice)
     return f"WORKERS={settings.workers} on {usable:g} CPUs, one for each"
+
+
+def hold_to_cpus(workers: int, usable: float) -> None:
+    """Raises Failure with one line where WORKERS does not fit the CPUs that the app may use."""
+    fitting = max(1, int(usable))
+    if workers > fitting:
+        raise Failure(
+            f"WORKERS={workers} is more than the {usable:g} CPUs the app may use: async workers only take turns then "
+            f"(slower tail, more memory); set WORKERS={fitting}, or give the app more CPUs (APP_CPUS)"
+        )
+    if workers < fitting:
+        raise Failure(
+            f"WORKERS={workers} leaves some of the {usable:g} CPUs the app may use idle: an event loop runs on one "
+            f"CPU; set WORKERS={fitting}"
+        )
 
 
 def _nginx(settings: StackSettings, table: dict[str, str]) -> str:
@@ -93,14 +104,6 @@ def _nginx(settings: StackSettings, table: dict[str, str]) -> str:
         render(values, run, (1, 30))
         _run([str(BIN / "gixy"), f"{folder}/nginx.conf"])
     return f"nginx {'.'.join(map(str, version))} lacks {', '.join(left_out)}" if left_out else ""
-
-
-def _settings() -> str:
-    found = inventory()
-    if faults := table.faults(found):
-        raise Failure("\n".join(faults))
-    unproven = sum(len(entry.names) for entry in table.TABLE if isinstance(entry, Unproven))
-    return f"{len(found)} settings, {unproven} of them listed with the reason why not"
 
 
 def _nginx_in_the_image() -> str:
