@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 
+from proofs.conftest import require_engine
 from proofs.stack import Stack
 
 
@@ -45,5 +46,22 @@ def test_a_second_start_beside_a_stack_that_runs_leaves_it_alone() -> None:
         down = stack.make("down")
         assert (down.returncode, down.stdout) == (0, ""), down
         assert "no native stack is running" in stack.make("down").stdout
+    finally:
+        stack.down()
+
+
+def test_a_check_leaves_nothing_behind() -> None:
+    require_engine()
+    stack = Stack("compose", "checked")
+
+    def made() -> list[str]:
+        lists = (["ps", "--all"], ["network", "ls"], ["volume", "ls"])
+        filters = ["--quiet", "--filter", f"name={stack.project}"]
+        return [subprocess.check_output(["docker", *each, *filters], text=True) for each in lists]
+
+    try:
+        done = stack.make("check")
+        assert "ok      nginx -t in the image" in done.stdout, done
+        assert made() == ["", "", ""], "containers, networks or volumes are left of make check"
     finally:
         stack.down()

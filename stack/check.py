@@ -11,10 +11,10 @@ from pathlib import Path
 
 from app.server import budget, cpus, memory
 from app.server.settings import SettingsError, read
-from stack import compose, native
+from stack import compose, debian, native
 from stack.console import Failure, say
 from stack.render import render
-from stack.settings import GIVEN, ROOT, StackSettings, rows
+from stack.settings import GIVEN, ROOT, StackSettings, project, rows
 
 BIN = Path(sys.executable).parent
 
@@ -28,10 +28,14 @@ def check() -> int:
         say(f"FAILED  settings\n{error}")
         return 1
     engine = compose.engine()
+    binary = debian.found("nginx")
+    if not binary:
+        instead = "that of the image is asked below" if engine else "make up installs it, or says how"
+        say(f"skipped nginx -t: no nginx is installed here; {instead}")
     checks: list[tuple[str, Callable[[], str]]] = [
         ("timeout budget", lambda: _budget(settings)),
         ("workers fit the CPUs and the memory", lambda: _workers(settings, in_compose=engine is not None)),
-        ("nginx -t and gixy", lambda: _nginx(settings, table)),
+        ("nginx -t and gixy" if binary else "gixy", lambda: _nginx(binary, settings, table)),
         ("ruff check", lambda: _tool("ruff", "check", ".")),
         ("ruff format", lambda: _tool("ruff", "format", "--check", ".")),
         ("mypy", lambda: _tool("mypy")),
@@ -87,9 +91,8 @@ def hold_to_cpus(workers: int, usable: float) -> None:
         )
 
 
-def _nginx(settings: StackSettings, table: dict[str, str]) -> str:
-    binary = native.nginx()
-    version = native.nginx_version(binary)
+def _nginx(binary: str | None, settings: StackSettings, table: dict[str, str]) -> str:
+    note = ""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         # `nginx -t` opens what it is to listen on: a socket file is in nobody's way.
@@ -98,17 +101,25 @@ def _nginx(settings: StackSettings, table: dict[str, str]) -> str:
             "NGINX_ACCESS_LOG": f"{folder}/log",
         }
         values["NGINX_LISTEN"] = f"unix:{folder}/socket"
-        left_out = render(values, run, version)
-        _run([binary, "-t", "-q", "-e", "stderr", "-c", f"{folder}/nginx.conf"])
+        if binary:
+            version = native.nginx_version(binary)
+            if left_out := render(values, run, version):
+                note = f"nginx {'.'.join(map(str, version))} lacks {', '.join(left_out)}"
+            _run([binary, "-t", "-q", "-e", "stderr", "-c", f"{folder}/nginx.conf"])
         # As the image reads it: with every directive.
         render(values, run, (1, 30))
         _run([str(BIN / "gixy"), f"{folder}/nginx.conf"])
-    return f"nginx {'.'.join(map(str, version))} lacks {', '.join(left_out)}" if left_out else ""
+    return note
 
 
 def _nginx_in_the_image() -> str:
-    return _run([*compose.COMPOSE, "run", "--rm", "--no-deps", "--quiet-pull", "--no-TTY", "nginx",
-                 "nginx", "-t", "-q", "-c", "/run/nginx/nginx.conf"])  # fmt: skip
+    # A project of its own: Compose makes the networks of a container that it runs, and leaves them.
+    own = [*compose.COMPOSE, "--project-name", f"{project()}-check-{os.getpid()}"]
+    try:
+        return _run([*own, "run", "--rm", "--no-deps", "--quiet-pull", "--no-TTY", "nginx",
+                     "nginx", "-t", "-q", "-c", "/run/nginx/nginx.conf"])  # fmt: skip
+    finally:
+        _run([*own, "down", "--volumes"])
 
 
 def _tool(name: str, *arguments: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 from stack.console import Failure, say
 
@@ -26,8 +29,10 @@ def install(package: str) -> None:
     say(f"installing {package} with apt-get")
     environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "PATH": PATH}
     update = ["apt-get", "update", "--quiet"]
-    for command in (update, ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package]):
-        done = subprocess.run(command, env=environ, capture_output=True, text=True)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise Failure(f"{' '.join(command)} failed: {last}; install {package} by hand")
+    with (Path(tempfile.gettempdir()) / f"apt-get-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two at once, apt-get fails the second
+        for command in (update, ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package]):
+            done = subprocess.run(command, env=environ, capture_output=True, text=True)
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+                raise Failure(f"{' '.join(command)} failed: {last}; install {package} by hand")

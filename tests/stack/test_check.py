@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from proofs.stack import patched_copy
-from stack import check
+from stack import check, compose
 from stack.console import Failure
 
 
@@ -37,3 +39,15 @@ def test_a_users_commands_need_no_code_of_the_tests() -> None:
     finally:
         shutil.rmtree(copy)
     assert done.returncode == 0, done.stderr
+
+
+def test_without_nginx_a_check_says_that_it_asks_none_and_installs_none(
+    apt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", os.defpath)  # of the tools; nginx and apt-get are looked for where the fixture says
+    monkeypatch.setattr(compose, "engine", lambda: None)
+    check.check()
+    said = capsys.readouterr().out
+    assert "skipped nginx -t: no nginx is installed here; make up installs it, or says how" in said
+    assert "ok      gixy" in said
+    assert not (apt / "calls").exists(), "make check ran apt-get"
