@@ -32,7 +32,7 @@ test: .venv ## every test: the code's, and the proofs against real stacks, in bo
 loadtest: .venv ## load the running stack and hold it to the objectives of .env; the report goes to reports/
 	@$(STACK) loadtest
 
-reload: .venv ## new code and configuration into the running processes
+reload: .venv ## fresh workers and nginx's configuration; plain processes also take new code, containers take it from make deploy
 	@$(STACK) reload
 
 deploy: .venv ## build the app and replace the running containers by the new ones, with no request lost

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
+from app.server.settings import Settings as AppSettings
 from stack import debian
 from stack.console import Failure, accepts, answers, say, wait_for
 from stack.render import render
@@ -224,6 +225,7 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
     supervisor = _supervisor()
     if supervisor is None:
         raise Failure("no native stack is running; make up starts one")
+    _hold_to_rows(supervisor, table)
     environ = environment(settings, table)
     command = [sys.executable, "-m", "app.server.reload"]
     if subprocess.run(command, cwd=ROOT, env=os.environ | environ).returncode:
@@ -238,6 +240,18 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
             raise Failure(f"nginx (pid {proxy} in {config}/nginx.pid) does not run; make down, then make up")
         os.kill(proxy, signal.SIGHUP)
         say("nginx reloads its configuration, which has changed")
+
+
+def _hold_to_rows(supervisor: int, table: dict[str, str]) -> None:
+    """Raises Failure where a row of the app has changed: nginx would be told of it, and the app not."""
+    pairs = os.fsdecode(Path(f"/proc/{supervisor}/environ").read_bytes()).split("\0")
+    started = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    for name in map(str.upper, AppSettings.model_fields):
+        if name in table and table[name] != started.get(name):
+            raise Failure(
+                f"{name}={table[name]}: the app was started with {started.get(name)}, and reads rows only then; "
+                "make down, then make up"
+            )
 
 
 def _texts(config: Path) -> dict[str, str]:
