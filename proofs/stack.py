@@ -117,6 +117,11 @@ def patched_copy(patches: Sequence[Patch]) -> Path:
     return root
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that is being written: the last one may not be whole yet."""
+    return path.read_text().rpartition("\n")[0].splitlines()
+
+
 class Stack:
     """`way` is "compose" or "native"; `rows` override those of .env, `patches` change a copy of the tree."""
 
@@ -218,8 +223,7 @@ class Stack:
         if self.way == "compose":
             lines = self.compose("logs", "--no-log-prefix", "app").splitlines()
         else:
-            text = (self.folder / "stack.log").read_text()
-            lines = [line.partition("| ")[2] for line in text.splitlines() if " app " in line]
+            lines = [line.partition("| ")[2] for line in whole_lines(self.folder / "stack.log") if " app " in line]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def access_log(self) -> list[dict[str, Any]]:
@@ -227,5 +231,5 @@ class Stack:
         if self.way == "compose":
             lines = self.compose("logs", "--no-log-prefix", "nginx").splitlines()
         else:
-            lines = (self.folder / "access.log").read_text().splitlines()
+            lines = whole_lines(self.folder / "access.log")
         return [json.loads(line) for line in lines if line.startswith("{")]
