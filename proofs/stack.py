@@ -160,6 +160,8 @@ class Stack:
     def down(self) -> None:
         if self.way == "compose":
             self.compose("down", "--volumes", "--rmi", "local", "--remove-orphans")
+            mine = f"label=com.docker.compose.project={self.project}"  # a deploy leaves the image it has replaced
+            subprocess.run(["docker", "image", "prune", "--force", "--filter", mine], check=True, capture_output=True)
         else:
             self.make("down")
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -6,8 +6,6 @@ import fcntl
 import os
 import shutil
 import subprocess
-import tempfile
-from pathlib import Path
 
 from stack.console import Failure, say
 
@@ -29,8 +27,8 @@ def install(package: str) -> None:
     say(f"installing {package} with apt-get")
     environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "PATH": PATH}
     update = ["apt-get", "update", "--quiet"]
-    with (Path(tempfile.gettempdir()) / f"apt-get-{os.getuid()}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two at once, apt-get fails the second
+    with open(found("apt-get") or "apt-get") as program:
+        fcntl.flock(program, fcntl.LOCK_EX)  # of two at once, apt-get fails the second
         for command in (update, ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package]):
             done = subprocess.run(command, env=environ, capture_output=True, text=True)
             if done.returncode:
