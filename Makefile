@@ -61,7 +61,7 @@ mutate: .venv ## revert one setting at a time and see a proof fail (ONLY=part-of
 clean: down ## stop it, and remove what it and the tests left: volumes, images, reports, caches
 	@if docker version >/dev/null 2>&1; then \
 	    docker compose down --volumes --rmi local --remove-orphans && docker image prune --force --filter \
-	    label=com.docker.compose.project="$$($(PYTHON) -c 'from stack.settings import project; print(project())')"; fi
+	    label=com.docker.compose.project="$$($(PYTHON) -c 'from stack.settings import project; print(project())')" >/dev/null; fi
 	@rm -rf "$$($(PYTHON) -c 'from stack import native; print(native.folder())')"{,.deploy.lock}
 	@rm -rf reports .pytest_cache .mypy_cache .ruff_cache .venv .uv
 	@find . -name __pycache__ -prune -exec rm -rf {} +
