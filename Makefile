@@ -24,7 +24,7 @@ ps: .venv ## what runs
 	@$(STACK) ps
 
 check: .venv ## settings, timeout budget, nginx and Compose configuration, code: all that can be known without a start
-	@$(STACK) check
+	@$(STACK) check; status=$$?; $(PYTHON) -m proofs.settings || status=1; exit $$status
 
 test: .venv ## every test: the code's, and the proofs against real stacks, in both ways of running
 	@$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup $(PYTEST)
@@ -32,7 +32,7 @@ test: .venv ## every test: the code's, and the proofs against real stacks, in bo
 loadtest: .venv ## load the running stack and hold it to the objectives of .env; the report goes to reports/
 	@$(STACK) loadtest
 
-reload: .venv ## new code and configuration into the running processes
+reload: .venv ## fresh workers and nginx's configuration; plain processes also take new code, containers take it from make deploy
 	@$(STACK) reload
 
 deploy: .venv ## build the app and replace the running containers by the new ones, with no request lost
@@ -59,8 +59,10 @@ mutate: .venv ## revert one setting at a time and see a proof fail (ONLY=part-of
 	@$(PYTHON) -m proofs.mutate "$(ONLY)"
 
 clean: down ## stop it, and remove what it and the tests left: volumes, images, reports, caches
-	@if docker version >/dev/null 2>&1; then docker compose down --volumes --rmi local --remove-orphans; fi
-	@$(PYTHON) -c 'import shutil; from stack import native; shutil.rmtree(native.folder(), ignore_errors=True)'
+	@if docker version >/dev/null 2>&1; then \
+	    docker compose down --volumes --rmi local --remove-orphans && docker image prune --force --filter \
+	    label=com.docker.compose.project="$$($(PYTHON) -c 'from stack.settings import project; print(project())')" >/dev/null; fi
+	@rm -rf "$$($(PYTHON) -c 'from stack import native; print(native.folder())')"{,.deploy.lock}
 	@rm -rf reports .pytest_cache .mypy_cache .ruff_cache .venv .uv
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 

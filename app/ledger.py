@@ -3,10 +3,14 @@
 A delivery is one line, written with one append, which the kernel puts behind all others at once. The first line of a
 key is the one that counts: every process that reads the file agrees on which that is, and no process ever holds a
 lock that a killed or frozen one could keep.
+
+A full volume may take a part of a line. It cannot be cut off again, because another process may have written behind
+it. So each line begins with a blank, and only its last two words count: what was torn before them has no line end.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections import Counter
@@ -29,8 +33,10 @@ class Ledger:
         `key` must have no blank and no line end. Raises OSError when the volume is full; nothing is applied then.
         """
         self._written += 1
-        own = f"{key} {self._name}:{self._written}"
-        os.write(self._file, f"{own}\n".encode())
+        own = f"{self._name}:{self._written}"
+        line = f" {key} {own}\n".encode()
+        if os.write(self._file, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return self._catch_up(own)
 
     def deliveries(self, key: str) -> int:
@@ -46,7 +52,7 @@ class Ledger:
         return len(counts), sum(counts.values()), dict(list(repeated.items())[:most])
 
     def _catch_up(self, own: str = "") -> bool:
-        """Read what was appended since; true if `own` is among it and the first line of its key."""
+        """Read what was appended since; true if the line of `own` is among it and the first of its key."""
         first = False
         while chunk := os.pread(self._file, 1 << 20, self._read):
             complete = chunk.rfind(b"\n") + 1
@@ -54,7 +60,7 @@ class Ledger:
                 break
             self._read += complete
             for line in chunk[:complete].decode().splitlines():
-                key = line.partition(" ")[0]
+                key, delivery = line.split(" ")[-2:]
                 self._deliveries[key] += 1
-                first = first or (line == own and self._deliveries[key] == 1)
+                first = first or (delivery == own and self._deliveries[key] == 1)
         return first

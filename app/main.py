@@ -125,9 +125,13 @@ class Receipt(BaseModel):
 @app.post("/orders", status_code=201)
 async def place_order(order: Order, idempotency_key: Annotated[str, Header(pattern=KEY)]) -> Receipt:
     """Applied once for each Idempotency-Key, however often it is sent: `applied` is false for a repeat."""
+    try:
+        applied = ledger().deliver(idempotency_key)
+    except OSError as error:
+        raise HTTPException(507, f"the order is not applied: {error.strerror}") from None
     return Receipt(
         key=idempotency_key,
-        applied=ledger().deliver(idempotency_key),
+        applied=applied,
         total_cents=sum(line.quantity * line.unit_price_cents for line in order.lines),
         lines=len(order.lines),
     )

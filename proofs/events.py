@@ -118,13 +118,13 @@ def kill_a_worker(stack: Stack, load: OpenLoop) -> float:
 
     Until then, which takes some milliseconds after the signal, the kernel takes bytes on them that nobody will read.
     """
-    pid = stack.workers()[0]["pid"]
-    stack.kill(pid)
-    until("its end", lambda: pid not in [worker["pid"] for worker in stack.workers()])
+    assert stack.rows["MAX_REQUESTS"] == "0", "the worker that is chosen here may have left before the signal"
+    container = stack.containers("app")[0] if stack.way == "compose" else ""
+    pid = stack.workers(container)[0]["pid"]
+    stack.kill(pid, container=container)
+    until("its end", lambda: pid not in [worker["pid"] for worker in stack.workers(container)])
     killed = load.now
-    until(
-        "a new worker in its place", lambda: [w["state"] for w in stack.workers() if w["pid"] != pid] == ["ready"] * 2
-    )
+    until("a new worker in its place", lambda: [w["state"] for w in stack.workers(container)] == ["ready"] * 2)
     load.run_for(1)
     return killed
 

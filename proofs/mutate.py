@@ -28,9 +28,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from proofs.settings import Setting, pages
+from proofs.settings.inventory import inventory
 from proofs.settings.table import TABLE, faults
 from proofs.stack import ROOT, patched_copy, tree_files
-from stack.inventory import inventory
 
 REPORTS = ROOT / "reports/mutate"
 RESULTS = REPORTS / "results.json"

@@ -117,6 +117,11 @@ def patched_copy(patches: Sequence[Patch]) -> Path:
     return root
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that is being written: the last one may not be whole yet."""
+    return path.read_text().rpartition("\n")[0].splitlines()
+
+
 class Stack:
     """`way` is "compose" or "native"; `rows` override those of .env, `patches` change a copy of the tree."""
 
@@ -155,6 +160,8 @@ class Stack:
     def down(self) -> None:
         if self.way == "compose":
             self.compose("down", "--volumes", "--rmi", "local", "--remove-orphans")
+            mine = f"label=com.docker.compose.project={self.project}"  # a deploy leaves the image it has replaced
+            subprocess.run(["docker", "image", "prune", "--force", "--filter", mine], check=True, capture_output=True)
         else:
             self.make("down")
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -218,8 +225,7 @@ class Stack:
         if self.way == "compose":
             lines = self.compose("logs", "--no-log-prefix", "app").splitlines()
         else:
-            text = (self.folder / "stack.log").read_text()
-            lines = [line.partition("| ")[2] for line in text.splitlines() if " app " in line]
+            lines = [line.partition("| ")[2] for line in whole_lines(self.folder / "stack.log") if " app " in line]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def access_log(self) -> list[dict[str, Any]]:
@@ -227,5 +233,5 @@ class Stack:
         if self.way == "compose":
             lines = self.compose("logs", "--no-log-prefix", "nginx").splitlines()
         else:
-            lines = (self.folder / "access.log").read_text().splitlines()
+            lines = whole_lines(self.folder / "access.log")
         return [json.loads(line) for line in lines if line.startswith("{")]

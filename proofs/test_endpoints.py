@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import uuid
 
 import pytest
@@ -41,6 +42,31 @@ def test_an_order_is_applied_once_for_each_key(stack: Stack) -> None:
     assert [a.json()["applied"] for a in answers] == [True] + [False] * 5
     assert answers[0].json()["total_cents"] == sum(n * 250 for n in range(1, 11))
     assert ledger == {"key": key, "deliveries": 6, "applied": 1}
+
+
+def test_an_order_that_the_volume_has_no_space_for_is_not_applied_and_costs_no_other(native_stack: Stack) -> None:
+    """The workers' files may not grow past a part of the next line: as on a full disk, a part of it is written."""
+    workers = [worker["pid"] for worker in native_stack.workers()]
+    torn, next_one = uuid.uuid4().hex, uuid.uuid4().hex
+    with native_stack.client() as client:
+
+        def place(key: str) -> tuple[int, bool]:
+            answer = client.post("/orders", json=ORDER, headers={"Idempotency-Key": key})
+            return answer.status_code, answer.status_code == 201 and answer.json()["applied"]
+
+        assert place(uuid.uuid4().hex) == (201, True)
+        full = (native_stack.folder / "ledger").stat().st_size + 40
+        limits = [resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in workers]
+        try:
+            for pid, (_, hard) in zip(workers, limits, strict=True):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (full, hard))
+            refused = [place(torn), place(torn), place(next_one)]
+        finally:
+            for pid, limit in zip(workers, limits, strict=True):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+        assert refused == [(507, False)] * 3, f"without space for their lines, orders got {refused}"
+        placed = [place(next_one), place(torn), place(torn)]
+    assert placed == [(201, True), (201, True), (201, False)], f"with space again, they got {placed}"
 
 
 def test_an_upload_arrives_whole(stack: Stack) -> None:

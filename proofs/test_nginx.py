@@ -53,8 +53,13 @@ def tight() -> Iterator[Stack]:
 
 def serving(stack: Stack) -> list[int]:
     """nginx's workers but for those that are leaving."""
-    titles = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in nginx_processes(stack)[1:]}
-    return [pid for pid, title in titles.items() if "shutting down" not in title]
+    found = []
+    for pid in nginx_processes(stack)[1:]:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has left meanwhile
+            title = Path(f"/proc/{pid}/cmdline").read_text()  # "" of one that has ended
+            if title and "shutting down" not in title:
+                found.append(pid)
+    return found
 
 
 def test_nginx_has_a_worker_for_each_cpu(native_stack: Stack) -> None:

@@ -91,6 +91,8 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
     conf = ["-c", "/run/nginx/nginx.conf"]
     run("exec", "--no-TTY", "nginx", "/docker-entrypoint.sh", "nginx", "-t", "-q", *conf)
     run("exec", "--no-TTY", "nginx", "nginx", *conf, "-s", "reload")
+    say("code and rows of .env are those that the containers were made with: make deploy brings new ones to the app, "
+        "make up makes a new nginx")  # fmt: skip
 
 
 def loadtest(settings: StackSettings, table: dict[str, str]) -> int:

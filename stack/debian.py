@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -26,8 +27,10 @@ def install(package: str) -> None:
     say(f"installing {package} with apt-get")
     environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "PATH": PATH}
     update = ["apt-get", "update", "--quiet"]
-    for command in (update, ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package]):
-        done = subprocess.run(command, env=environ, capture_output=True, text=True)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise Failure(f"{' '.join(command)} failed: {last}; install {package} by hand")
+    with open(found("apt-get") or "apt-get") as program:
+        fcntl.flock(program, fcntl.LOCK_EX)  # of two at once, apt-get fails the second
+        for command in (update, ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package]):
+            done = subprocess.run(command, env=environ, capture_output=True, text=True)
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+                raise Failure(f"{' '.join(command)} failed: {last}; install {package} by hand")

@@ -68,11 +68,18 @@ def _replicas(*options: str) -> list[str]:
 
 
 def _start_one_more(count: int) -> str:
-    """Start a replica of the new image beside `count` others; its id."""
-    before = set(_replicas())
+    """Start a replica of the new image beside `count` others; its id. Raises Failure where it is not one alone."""
+    before = set(_replicas("--all"))
     compose.run("up", "--detach", "--no-deps", "--no-recreate", "--no-build", "--scale", f"app={count + 1}", "app")
-    (new,) = set(_replicas("--all")) - before
-    return new
+    new = set(_replicas("--all")) - before
+    if len(new) != 1:
+        if new:
+            _docker("rm", "--force", *new)
+        raise Failure(
+            f"{len(new)} new replicas instead of 1, so they are removed: something else starts or stops replicas of "
+            "this stack; docker compose ps --all shows them; end it, then try again"
+        )
+    return new.pop()
 
 
 def _wait_until_ready(container: str) -> None:

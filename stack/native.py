@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
+from app.server.settings import Settings as AppSettings
 from stack import debian
 from stack.console import Failure, accepts, answers, say, wait_for
 from stack.render import render
 from stack.settings import GIVEN, ROOT, StackSettings, project
 
 BIN = Path(sys.executable).parent
+LOCK = "supervisor.lock"
 
 
 def folder() -> Path:
-    """Where a native stack keeps its pids, logs, ledger and rendered configuration."""
+    """Where a native stack keeps its lock, logs, ledger and rendered configuration."""
     return Path(tempfile.gettempdir()) / f"{project()}-{os.getuid()}"
 
 
@@ -82,18 +87,44 @@ def commands(settings: StackSettings) -> dict[str, str]:
     }
 
 
-def _pid(name: str) -> int | None:
-    """The pid in a pid file of this stack, if that process lives."""
+def take_lock() -> IO[str]:
+    """The file that the supervisor holds a lock on as long as it lives. Raises Failure where another one does.
+
+    A lock of fcntl's, not flock's: the processes that honcho forks do not hold it on. It is given up when this process
+    closes the file, and also when it opens it a second time and closes that.
+    """
+    file = (folder() / LOCK).open("a")
     try:
-        pid = int((folder() / name).read_text())
-        os.kill(pid, 0)
-    except (OSError, ValueError):
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise Failure("another supervisor runs this stack") from None
+    return file
+
+
+def _supervisor() -> int | None:
+    """The pid of this stack's supervisor, by the kernel's word: a number in a file may be another's by now."""
+    layout = "hhqqi"  # struct flock of fcntl(2)
+    try:
+        with (folder() / LOCK).open() as file:
+            asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, _, _, _, pid = struct.unpack(layout, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    except OSError:
         return None
-    return pid
+    return pid if kind != fcntl.F_UNLCK and pid > 0 else None
+
+
+def _descendants(root: int) -> list[int]:
+    """The pids of this process and of all that descend from it."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    tree = [root]
+    for parent in tree:  # it grows on the way
+        tree += [pid for pid, its_parent in pairs if its_parent == parent]
+    return tree
 
 
 def running() -> bool:
-    return _pid("supervisor.pid") is not None
+    return _supervisor() is not None
 
 
 def _check_ports(settings: StackSettings) -> None:
@@ -142,7 +173,6 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
             cwd=ROOT, env=os.environ | environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
-    (run / "supervisor.pid").write_text(f"{supervisor.pid}\n")
 
     def all_answer() -> bool:
         if supervisor.poll() is not None:
@@ -154,7 +184,8 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
     try:
         wait_for("an answer of every part", all_answer, seconds=120)
     except (Failure, KeyboardInterrupt) as failure:
-        down(settings)
+        supervisor.terminate()
+        wait_for("its end", lambda: supervisor.poll() is not None, seconds=settings.stop_grace_seconds + 10)
         say("".join(f"    {line}\n" for line in _last_words(run / "stack.log")).rstrip())
         raise Failure(
             f"the stack did not come up ({failure}), nothing was left running; its log above says why"
@@ -168,23 +199,13 @@ def _last_words(log: Path) -> list[str]:
 
 
 def down(settings: StackSettings) -> None:
-    pid = _pid("supervisor.pid")
-    if pid is None:
+    supervisor = _supervisor()
+    if supervisor is None:
         say("no native stack is running")
         return
-    os.kill(pid, signal.SIGTERM)
-    wait_for("the end of the stack", lambda: _gone(pid), seconds=settings.stop_grace_seconds + 10)
-    (folder() / "supervisor.pid").unlink(missing_ok=True)
-
-
-def _gone(pid: int) -> bool:
-    with contextlib.suppress(ChildProcessError):  # where `up` itself is the parent
-        os.waitpid(pid, os.WNOHANG)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+    with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+        os.kill(supervisor, signal.SIGTERM)
+    wait_for("the end of the stack", lambda: not running(), seconds=settings.stop_grace_seconds + 10)
 
 
 def logs() -> None:
@@ -192,23 +213,19 @@ def logs() -> None:
 
 
 def ps() -> None:
-    pid = _pid("supervisor.pid")
-    if pid is None:
+    supervisor = _supervisor()
+    if supervisor is None:
         say("no native stack is running")
         return
-    parents = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True).stdout.splitlines()
-    tree = {str(pid)}
-    for line in parents:  # in the order of the pids, so that a parent comes before its children
-        child, parent = line.split()
-        if parent in tree:
-            tree.add(child)
-    subprocess.run(["ps", "--forest", "-o", "pid,etime,pcpu,rss,args", "-p", ",".join(tree)])
+    pids = ",".join(map(str, _descendants(supervisor)))
+    subprocess.run(["ps", "--forest", "-o", "pid,etime,pcpu,rss,args", "-p", pids])
 
 
 def reload(settings: StackSettings, table: dict[str, str]) -> None:
-    proxy = _pid("nginx/nginx.pid")
-    if proxy is None:
+    supervisor = _supervisor()
+    if supervisor is None:
         raise Failure("no native stack is running; make up starts one")
+    _hold_to_rows(supervisor, table)
     environ = environment(settings, table)
     command = [sys.executable, "-m", "app.server.reload"]
     if subprocess.run(command, cwd=ROOT, env=os.environ | environ).returncode:
@@ -218,8 +235,23 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
     before = _texts(config)
     render(environ, config, nginx_version(nginx()))
     if _texts(config) != before:
+        proxy = int((config / "nginx.pid").read_text())
+        if proxy not in _descendants(supervisor):
+            raise Failure(f"nginx (pid {proxy} in {config}/nginx.pid) does not run; make down, then make up")
         os.kill(proxy, signal.SIGHUP)
         say("nginx reloads its configuration, which has changed")
+
+
+def _hold_to_rows(supervisor: int, table: dict[str, str]) -> None:
+    """Raises Failure where a row of the app has changed: nginx would be told of it, and the app not."""
+    pairs = os.fsdecode(Path(f"/proc/{supervisor}/environ").read_bytes()).split("\0")
+    started = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    for name in map(str.upper, AppSettings.model_fields):
+        if name in table and table[name] != started.get(name):
+            raise Failure(
+                f"{name}={table[name]}: the app was started with {started.get(name)}, and reads rows only then; "
+                "make down, then make up"
+            )
 
 
 def _texts(config: Path) -> dict[str, str]:

@@ -10,7 +10,8 @@ import sys
 import honcho.manager
 import honcho.printer
 
-from stack.native import commands
+from stack.console import Failure, fail
+from stack.native import commands, take_lock
 from stack.settings import checked
 
 
@@ -25,12 +26,17 @@ class Log(io.TextIOBase):
 
 def main() -> int:
     settings, _ = checked()
+    try:
+        lock = take_lock()
+    except Failure as failure:
+        fail(str(failure))
     # honcho's own, 5 s, would kill Gunicorn in the middle of its drain.
     honcho.manager.KILL_WAIT = settings.stop_grace_seconds
     manager = honcho.manager.Manager(honcho.printer.Printer(Log()))
     for name, command in commands(settings).items():
         manager.add_process(name, command, env=dict(os.environ), cwd=os.getcwd())
-    manager.loop()
+    with lock:
+        manager.loop()
     return manager.returncode or 0
 
 

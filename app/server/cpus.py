@@ -58,19 +58,3 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
-
-
-def advice(workers: int, cpus: float) -> str | None:
-    """One line where WORKERS does not fit the CPUs; None where it does."""
-    fitting = max(1, int(cpus))
-    if workers > fitting:
-        return (
-            f"WORKERS={workers} is more than the {cpus:g} CPUs the app may use: async workers only take turns then "
-            f"(slower tail, more memory); set WORKERS={fitting}, or give the app more CPUs (APP_CPUS)"
-        )
-    if workers < fitting:
-        return (
-            f"WORKERS={workers} leaves some of the {cpus:g} CPUs the app may use idle: an event loop runs on one "
-            f"CPU; set WORKERS={fitting}"
-        )
-    return None

@@ -1,7 +1,7 @@
 """The table of all settings: what each does, and the change to it that a proof must notice.
 
 `make mutate` makes each change in a copy of the tree and runs the proofs named here, which must fail.
-`make check` holds the table to the inventory (stack/inventory.py), which is made by parsing.
+`make check` holds the table to the inventory (proofs/settings/inventory.py), which is made by parsing.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     changed(
         "access_log buffer",
-        "Many lines in one write, which saves a fifth of nginx's CPU.",
+        "Many lines in one write: with one for each line nginx uses 1.04 times the CPU.",
         "a write for each line",
         "removed",
         " buffer=32k flush=1s;",

@@ -43,13 +43,3 @@ def test_the_smaller_of_affinity_and_quota_counts(tmp_path: Path, files: dict[st
 
 def test_this_machine_has_some() -> None:
     assert 0 < cpus.usable() <= (os.cpu_count() or 1)
-
-
-@pytest.mark.parametrize(
-    ("workers", "usable", "words"),
-    [(2, 2.0, None), (2, 2.5, None), (1, 0.5, None), (4, 2.0, "set WORKERS=2"), (1, 4.0, "set WORKERS=4"),
-     (2, 0.5, "set WORKERS=1")],
-)  # fmt: skip
-def test_advice_comes_only_where_workers_do_not_fit(workers: int, usable: float, words: str | None) -> None:
-    advice = cpus.advice(workers, usable)
-    assert advice is None if words is None else advice is not None and words in advice

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,3 +62,32 @@ def test_a_ledger_longer_than_one_read_is_read_whole(tmp_path: Path) -> None:
 def test_a_full_volume_is_an_error_and_nothing_is_applied() -> None:
     with pytest.raises(OSError, match="No space left"):
         Ledger(Path("/dev/full")).deliver("a")
+
+
+@contextmanager
+def space_for(size: int) -> Iterator[None]:
+    """Files of this process may not grow past `size` bytes: what is written across it is written in part."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", range(1, 41))
+def test_a_line_for_which_there_is_not_all_the_space_is_an_error_and_costs_no_other(tmp_path: Path, room: int) -> None:
+    """Wherever it is torn; the next line may be another process's."""
+    path = tmp_path / "ledger"
+    ours, theirs = Ledger(path), Ledger(path)
+    assert ours.deliver("before")
+    with space_for(path.stat().st_size + room):
+        with pytest.raises(OSError, match="No space left"):
+            ours.deliver("torn")
+        with pytest.raises(OSError, match="File too large"):
+            ours.deliver("torn")
+    assert theirs.deliver("next"), "a whole line was lost behind a torn one"
+    assert ours.deliver("torn"), "what was never applied counts as a repeat"
+    assert not theirs.deliver("torn")
+    for ledger in (ours, theirs, Ledger(path)):
+        assert ledger.summary("", 10) == (3, 4, {"torn": 2})

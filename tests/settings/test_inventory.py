@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from proofs.settings import Setting, table
+from proofs.settings.inventory import inventory
 from proofs.settings.symptoms import SYMPTOMS
 from proofs.stack import ROOT, Patch, patched_copy
-from stack.inventory import inventory
 
 CONF = "nginx/templates/nginx.conf.template"
 
@@ -20,7 +20,7 @@ def names_after(*patches: Patch) -> set[str]:
     """The inventory of a copy of the tree with these changes."""
     copy = patched_copy(patches)
     try:
-        command = [sys.executable, "-m", "stack.inventory"]
+        command = [sys.executable, "-m", "proofs.settings.inventory"]
         return set(subprocess.check_output(command, cwd=copy, text=True, timeout=60).splitlines())
     finally:
         shutil.rmtree(copy)

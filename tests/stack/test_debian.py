@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,26 +10,19 @@ from stack import debian
 from stack.console import Failure
 
 
-@pytest.fixture
-def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A PATH with nothing on it but an apt-get that installs a program of the package's name, or cannot."""
-    (tmp_path / "apt-get").write_text(
-        '#!/bin/bash\necho "$@" >>"${0%/*}/calls"\n'
-        'if [ -e "${0%/*}/broken" ]; then echo "E: no route to the mirror" >&2; exit 100; fi\n'
-        'if [ "$1" = install ]; then p="${0%/*}/${!#}"; echo "#!/bin/bash" >"$p"; /bin/chmod +x "$p"; fi\n'
-    )
-    (tmp_path / "apt-get").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(debian, "PATH", str(tmp_path))
-    monkeypatch.setattr("os.getuid", lambda: 0)
-    return tmp_path
-
-
 def test_a_program_is_installed_after_an_update_of_the_lists(apt: Path) -> None:
     assert debian.found("wrk") is None
     debian.install("wrk")
     assert debian.found("wrk") == str(apt / "wrk")
     assert [line.split()[0] for line in (apt / "calls").read_text().splitlines()] == ["update", "install"]
+
+
+def test_of_two_that_install_at_once_one_waits(apt: Path) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        for installing in [threads.submit(debian.install, name) for name in ("wrk", "nginx-light")]:
+            installing.result()
+    assert debian.found("wrk")
+    assert debian.found("nginx-light")
 
 
 def test_what_cannot_be_installed_says_why(apt: Path) -> None:

@@ -16,6 +16,7 @@ import crossplane
 import yaml
 from gunicorn.config import KNOWN_SETTINGS
 
+from app.server.settings import read
 from stack import native
 from stack.render import render
 from stack.settings import GIVEN, ROOT, StackSettings, rows
@@ -36,7 +37,7 @@ FACTS = ("TICKS_IN_A_SECOND", "SO_ATTACH_FILTER")
 
 
 def inventory() -> list[str]:
-    """The names of all settings, in the order of their files."""
+    """The names of all settings, in the order of their files. Raises SettingsError where a row is missing or wrong."""
     names = [*_nginx(), *_gunicorn(), *_uvicorn(), *_numbers(), *_shell(), *_compose(), *_rows()]
     return list(dict.fromkeys(names))
 
@@ -44,7 +45,7 @@ def inventory() -> list[str]:
 def _nginx() -> Iterator[str]:
     """The directives of the configuration as the image reads it."""
     table = rows()
-    settings = StackSettings.model_validate({name.lower(): value for name, value in (GIVEN | table).items()})
+    settings = read(StackSettings, GIVEN | table)
     with tempfile.TemporaryDirectory() as folder:
         values = native.environment(settings, table) | {"NGINX_RUN": folder, "UPSTREAM_RESOLVER": "127.0.0.11"}
         render(values, Path(folder), (1, 30))
