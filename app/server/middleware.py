@@ -11,8 +11,10 @@ import json
 import logging
 from collections.abc import Awaitable
 from time import perf_counter
+from types import CoroutineType
+from typing import Any
 
-from anyio import CancelScope, move_on_after
+from anyio import move_on_after
 
 from app.server import logs, worker_state
 from app.server.asgi import ASGIApp, Message, Receive, Scope, Send
@@ -81,8 +83,9 @@ class RequestResponse:
     __slots__ = (
         "_answered",
         "_begun",
-        "_cancel_scope",
+        "_cancelled",
         "_cut",
+        "_ended",
         "_last_sent",
         "_loop",
         "_middleware",
@@ -95,6 +98,7 @@ class RequestResponse:
         "_start",
         "_status",
         "_streams_events",
+        "_task",
         "_timer",
     )
 
@@ -103,42 +107,52 @@ class RequestResponse:
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._start = self._begun = perf_counter()
         self._status = 0  # 0: the answer has not begun
         self._answered = False  # to its end
         self._recorded = False
         self._cut = ""  # why it was not the application that ended it: "deadline", "stall", "no answer", "drain"
+        self._cancelled = False  # from here
+        self._ended = False  # the application's call
         self._own_answer: asyncio.Task[None] | None = None
         self._streams_events = False
         self._sending = 0  # parts of a stream that the client has not taken yet
 
     async def run(self) -> None:
         middleware = self._middleware
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(middleware.deadline_seconds, self._on_deadline)
+        self._loop = loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task(loop)
+        self._timer = loop.call_later(middleware.deadline_seconds, self._on_deadline)
+        self._start = perf_counter()
         middleware.metrics.begin()
         failure: BaseException | None = None
         try:
-            # A scope and not task.cancel(): a thread of the pool keeps its place until it has ended, and a handler
-            # that waits for one thread after the other is cancelled between them.
-            with CancelScope() as self._cancel_scope:
-                await middleware.app(self._scope, self._receive, self._forward)
+            await middleware.app(self._scope, self._receive, self._forward)
         except asyncio.CancelledError:
-            if worker_state.state != "draining":
-                self._record()
-                raise
-            # What has begun may have been done: the answer must not say "not done, ask again".
-            self._cut = "" if self._answered or self._streams_events else "drain"
-            if not self._status:
-                await self._answer(504, "Gateway Timeout")
+            if not self._cancelled:
+                if worker_state.state != "draining":
+                    self._record()
+                    raise
+                self._cut = "" if self._answered or self._streams_events else "drain"
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             failure = error  # also SystemExit: sys.exit() in a handler must not take the counters along
         finally:
+            self._ended = True
             self._timer.cancel()
             if self._streams_events:
                 worker_state.end_event_stream.discard(self._end_event_stream)
+        if self._answered and self._recorded and failure is None and self._status < 500:
+            return
+        if self._cancelled:
+            self._task.uncancel()  # type: ignore[union-attr]
+        await self._end(failure)
+
+    async def _end(self, failure: BaseException | None) -> None:
+        """What the application's call has left to do: an answer that it did not give, and a line in the log."""
         if self._own_answer is not None:
             await self._own_answer
+        elif not self._status and self._cut == "drain":
+            # What has begun may have been done: the answer must not say "not done, ask again".
+            await self._answer(504, "Gateway Timeout")
         elif not self._status and (failure is not None or not await self._client_has_left()):
             self._cut = "" if failure else "no answer"
             await self._answer(500, "Internal Server Error")
@@ -191,7 +205,19 @@ class RequestResponse:
         # Answered from here and not from where the cancellation arrives: a handler in a thread cannot be cancelled,
         # and its client must not wait for it.
         self._own_answer = asyncio.ensure_future(self._answer(504, "Gateway Timeout"))
-        self._cancel_scope.cancel()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._ended:
+            return
+        assert self._task is not None
+        if (thread := _awaited_thread(self._task)) is None:
+            self._cancelled = True
+            self._task.cancel()
+        else:
+            # Cancelled now, it would give back its place in the thread pool while the thread works on: threads without
+            # number, up to the container's limit, where no worker can be started any more.
+            thread.add_done_callback(lambda _: self._cancel())
 
     def _on_stall(self) -> None:
         """Cut the answer if it has stood still for long enough; else look again when it may have.
@@ -204,13 +230,13 @@ class RequestResponse:
             self._timer = self._loop.call_later(limit - standing, self._on_stall)
         else:
             self._cut = "stall"
-            self._cancel_scope.cancel()
+            self._cancel()
 
     def _end_event_stream(self) -> None:
         """The worker drains. The application may still send a last event when it is cancelled."""
         worker_state.end_event_stream.discard(self._end_event_stream)
         if not self._answered:  # what it does after its answer goes on
-            self._cancel_scope.cancel()
+            self._cancel()
 
     async def _client_has_left(self) -> bool:
         """Whether a handler that gave no answer had nobody to give it to."""
@@ -222,6 +248,7 @@ class RequestResponse:
 
     async def _answer(self, status: int, error: str) -> None:
         self._status = status
+        self._begun = perf_counter()
         self._answered = True
         body = {"status": status, "error": error, "request_id": logs.request_id.get()}
         await _respond(self._send, status, b"application/json", json.dumps(body).encode())
@@ -231,11 +258,11 @@ class RequestResponse:
         if self._recorded:
             return
         self._recorded = True
-        middleware, scope = self._middleware, self._scope
+        middleware, scope, now = self._middleware, self._scope, perf_counter()
         route = getattr(scope.get("route"), "path", "")
         # 499: nginx's number for a client that left before the answer began
-        middleware.metrics.end(scope["method"], route, self._status or 499, perf_counter() - self._start)
-        waited = (self._begun if self._status else perf_counter()) - self._start
+        middleware.metrics.end(scope["method"], route, self._status or 499, now - self._start)
+        waited = (self._begun if self._status else now) - self._start
         if waited >= middleware.slow_seconds and not self._cut and self._status < 500:
             self._log(logging.WARNING, "slow", None)
 
@@ -246,6 +273,17 @@ class RequestResponse:
             "duration_ms": round((perf_counter() - self._start) * 1000, 1),
         }
         logger.log(level, "%s %s", self._scope["method"], self._scope["path"], exc_info=failure, extra=extra)
+
+
+def _awaited_thread(task: asyncio.Task[None]) -> asyncio.Future[Any] | None:
+    """What the task waits for, if that is a thread of the pool that works for it, and not yet a place there."""
+    waiting: Any = task.get_coro()
+    while isinstance(inner := getattr(waiting, "cr_await", None), CoroutineType):
+        waiting = inner
+    if getattr(waiting, "__name__", "") != "run_sync_in_worker_thread":
+        return None
+    future: asyncio.Future[Any] | None = task._fut_waiter  # type: ignore[attr-defined]
+    return future
 
 
 async def _respond(send: Send, status: int, content_type: bytes, body: bytes) -> None:

@@ -5,6 +5,7 @@ pyproject.toml holds these libraries below the next version that may change such
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import signal
 import tomllib
@@ -14,6 +15,7 @@ from typing import Any
 
 import anyio.to_thread
 import pytest
+from anyio._backends._asyncio import AsyncIOBackend
 from gunicorn import sock
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
@@ -57,6 +59,7 @@ SIGNATURES: list[tuple[str, Callable[..., Any], str]] = [
     ("arbiter.py", HaltServer.__init__, "(self, reason, exit_status)"),
     ("arbiter.py", sock.close_sockets, "(listeners, unlink)"),
     ("arbiter.py", sock.TCPSocket._is_listening, "(sock)"),
+    ("middleware.py", AsyncIOBackend.run_sync_in_worker_thread, "(func, args, abandon_on_cancel, limiter)"),
     ("middleware.py", anyio.to_thread.run_sync, "(func, *args, abandon_on_cancel, cancellable, limiter)"),
     ("metrics.py", values.MultiProcessValue, "(process_identifier)"),
     ("metrics.py", multiprocess.MultiProcessCollector.__init__, "(self, registry, path)"),
@@ -83,6 +86,8 @@ SOURCES: list[tuple[str, Any, str]] = [
     ("connection.py", RequestResponseCycle.send, "self.response_started = True"),
     ("connection.py", RequestResponseCycle.send, "if not self.keep_alive and not has_connection_close:"),
     ("middleware.py", RequestResponseCycle.run_asgi, "elif not self.response_complete and not self.disconnected:"),
+    ("middleware.py", AsyncIOBackend.run_sync_in_worker_thread, "await cls.checkpoint()"),
+    ("middleware.py", AsyncIOBackend.run_sync_in_worker_thread, "return await future"),
     ("drain.py", HttpToolsProtocol._start_asgi_task, "self.tasks.add(task)"),
     ("arbiter.py", Arbiter.run, "self.murder_workers()\n                self.manage_workers()"),
     ("arbiter.py", Arbiter.wait_for_signals, "self.SIG_QUEUE.get(block=True, timeout=timeout)"),
@@ -136,6 +141,7 @@ def test_what_is_read_and_set_still_exists() -> None:
     for field in ("transport", "cycle", "loop", "connections"):
         assert f"self.{field}" in init, "connection.py"
     assert STARTUP_FAILURE == Arbiter.WORKER_BOOT_ERROR, "arbiter.py: a lifespan that fails ends its worker with this"
+    assert hasattr(asyncio.Task, "_fut_waiter"), "middleware.py"
     assert callable(values.ValueClass), "metrics.py"
     assert "livesum" in Gauge._MULTIPROC_MODES, "metrics.py"
     assert signal.SIGCHLD not in Arbiter.SIGNALS, "worker.py: the worker wakes the master with it"
