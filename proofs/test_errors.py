@@ -24,7 +24,8 @@ def failing() -> Iterator[Stack]:
     rows: dict[str, Any] = {
         "APP_MODULE": "proofs.apps.echo:app",
         "REQUEST_DEADLINE_SECONDS": "1",
-        "PROXY_READ_TIMEOUT_SECONDS": "2",
+        "ANSWER_STALL_SECONDS": "2",
+        "PROXY_READ_TIMEOUT_SECONDS": "3",
         "PROXY_NEXT_UPSTREAM_TIMEOUT_MS": "500",
     }
     yield from started(Stack("native", "failing", **rows))

@@ -24,7 +24,8 @@ ECHO: dict[str, Any] = {
     "PROXY_CONNECT_TIMEOUT_MS": "200",
     "PROXY_NEXT_UPSTREAM_TIMEOUT_MS": "500",
     "PROXY_SEND_TIMEOUT_SECONDS": "1",
-    "PROXY_READ_TIMEOUT_SECONDS": "2",
+    "ANSWER_STALL_SECONDS": "2",
+    "PROXY_READ_TIMEOUT_SECONDS": "3",
     "APP_KEEPALIVE_SECONDS": "75",
     "WORKER_TIMEOUT_SECONDS": "60",
     "CLIENT_MAX_BODY_BYTES": str(64 << 20),
@@ -187,8 +188,8 @@ def test_all_workers_are_used(echo: Stack) -> None:
 def test_workers_that_were_too_slow_once_are_asked_again_at_once(echo: Stack) -> None:
     """Both answer too late; then both are idle."""
     with ThreadPoolExecutor(2) as threads, echo.client() as client:
-        slow = list(threads.map(lambda _: client.get("/?block=3000"), range(2)))
-        assert [answer.status_code for answer in slow] == [504, 504], f"3 s got {[a.status_code for a in slow]}"
+        slow = list(threads.map(lambda _: client.get("/?block=4500"), range(2)))
+        assert [answer.status_code for answer in slow] == [504, 504], f"4.5 s got {[a.status_code for a in slow]}"
         after = [client.get("/").status_code for _ in range(10)]
     assert after == [200] * 10, f"after two slow requests, quick ones got {after}"
 

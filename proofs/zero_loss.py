@@ -34,7 +34,11 @@ STOCK = [
 STOCK_ROWS = {"WORKER_LISTENERS": "shared"}
 # For values that the budget's rules refuse.
 NO_RULES = [
-    ("app/server/budget.py", "return [line for rule in RULES if (line := rule.broken_by(settings))]", "return []")
+    (
+        "app/server/budget.py",
+        "broken = [line for rule in RULES if (line := rule.broken_by(settings))]",
+        "broken: list[str] = []",
+    )
 ]
 NGINX = "nginx/templates/nginx.conf.template"
 SECOND_CHANCE = "            error_page 502 504 = @again;\n"
