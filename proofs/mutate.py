@@ -1,9 +1,9 @@
 """`make mutate`: change one setting at a time in a copy of the tree, and see a proof fail.
 
 ONLY=name runs those settings whose name holds it. What was found is kept in reports/mutate/, so that a run that was
-interrupted goes on where it stopped; it starts over when a file of the tree has changed. A complete run writes
-docs/settings.md and docs/symptoms.md, and so does --write-docs from what was found last. Exit status 1 when a change
-went unnoticed.
+interrupted goes on where it stopped; it starts over when a file of the tree has changed. A run in which every change
+was noticed writes docs/settings.md and docs/symptoms.md; of settings that it did not try, the page keeps what it has.
+Exit status 1 when a change went unnoticed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make mutate", description=__doc__)
     parser.add_argument("only", nargs="?", default="", help="part of a setting's name")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--write-docs", action="store_true", help="write the pages from the last run")
+    parser.add_argument("--write-docs", action="store_true", help="write the pages from what is known")
     arguments = parser.parse_args()
     # In the background of a script SIGINT is ignored, here and in all that is started from here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -56,7 +56,7 @@ def main() -> int:
         print(f"ONLY={arguments.only}: no setting's name holds that; make mutate lists them all", file=sys.stderr)
         return 2
     if arguments.write_docs:
-        return write_docs()
+        return write_docs(load())
     tree = digest()
     results = load()
     again = chosen if arguments.only else [s for s in chosen if not is_known(results["settings"], s.names[0], tree)]
@@ -80,11 +80,12 @@ def main() -> int:
             threads.shutdown(cancel_futures=True)
             print("interrupted; make mutate goes on from here", file=sys.stderr)
             return 130
-    return report(chosen, results, complete=not arguments.only)
+    return report(chosen, results)
 
 
-def write_docs() -> int:
-    results = load()
+def write_docs(results: Found) -> int:
+    """The pages, where each change was seen: now, in a run before, or on the committed page."""
+    results["settings"] = pages.committed() | results["settings"]
     unknown = [s.names[0] for s in TABLE if isinstance(s, Setting) and s.names[0] not in results["settings"]]
     if unknown:
         print(f"no result yet of {len(unknown)} settings, {unknown[0]} the first: make mutate", file=sys.stderr)
@@ -222,13 +223,13 @@ def in_short(message: str) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
-def report(chosen: list[Setting], results: Found, complete: bool) -> int:
+def report(chosen: list[Setting], results: Found) -> int:
     found = [results["settings"][setting.names[0]] for setting in chosen]
     counts = Counter(each["verdict"] for each in found)
     print(", ".join(f"{counts[verdict]} {verdict}" for verdict in ("killed", "survived", "broken")))
-    if complete:
-        pages.write(results)
-    return 0 if counts["killed"] == len(found) else 1
+    if counts["killed"] < len(found):
+        return 1
+    return write_docs(results)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,16 @@ def tree_files() -> list[str]:
     return [name for name in listed.decode().split("\0") if name and (ROOT / name).is_file()]
 
 
+def patched(patches: Sequence[Patch]) -> dict[str, str]:
+    """The text of each file that the patches change, changed."""
+    texts: dict[str, str] = {}
+    for name, before, after in patches:
+        text = texts.get(name) or (ROOT / name).read_text()
+        assert before in text, f"{name} has no {before!r} that could be changed"
+        texts[name] = text.replace(before, after)
+    return texts
+
+
 def patched_copy(patches: Sequence[Patch]) -> Path:
     """A copy of the tree in a temporary folder, with a setting or more changed. Whoever asks removes it."""
     root = Path(tempfile.mkdtemp(prefix="proof-tree-"))
@@ -110,10 +120,8 @@ def patched_copy(patches: Sequence[Patch]) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, root / name)
     subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)  # for a copy of the copy
-    for name, before, after in patches:
-        text = (root / name).read_text()
-        assert before in text, f"{name} has no {before!r} that could be changed"
-        (root / name).write_text(text.replace(before, after))
+    for name, text in patched(patches).items():
+        (root / name).write_text(text)
     return root
 
 

@@ -51,7 +51,7 @@ async def drain(server: DrainingServer) -> None:
             end()
         if not finishing and now - begun >= settings.drain_seconds:
             finishing = True
-            server.worker.channel.send(messages.Finishing())
+            server.worker.tell_master(messages.Finishing())
         server.notify_master()
         await asyncio.sleep(0.05)
     logger.info("drained in %.1f s", time.monotonic() - begun)

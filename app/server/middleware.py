@@ -140,7 +140,7 @@ class RequestResponse:
             self._timer.cancel()
             if self._streams_events:
                 worker_state.end_event_stream.discard(self._end_event_stream)
-        if self._answered and self._recorded and failure is None and self._status < 500:
+        if self._answered and failure is None and self._status < 500:
             return
         if self._cancelled:
             self._task.uncancel()  # type: ignore[union-attr]
@@ -156,7 +156,7 @@ class RequestResponse:
         elif not self._status and (failure is not None or not await self._client_has_left()):
             self._cut = "" if failure else "no answer"
             await self._answer(500, "Internal Server Error")
-        elif self._streams_events and not self._answered and worker_state.state == "draining":
+        elif self._streams_events and not (self._answered or failure) and worker_state.state == "draining":
             await self._send({"type": "http.response.body"})
         # Any other answer that is not at its end stays so, and Uvicorn closes its connection: its client must see that
         # it is cut.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -26,10 +27,32 @@ docs/settings.md says what each setting does.
 """
 
 
+SETTINGS_PAGE = ROOT / "docs/settings.md"
+SYMPTOMS_PAGE = ROOT / "docs/symptoms.md"
+
+
+def committed() -> dict[str, Any]:
+    """What the page says was seen of each change that is still in the table, as results of make mutate."""
+    found: dict[str, Any] = {}
+    entries = SETTINGS_PAGE.read_text().split("\n- **")
+    for setting in (each for each in TABLE if isinstance(each, Setting)):
+        head = f"{' '.join(map(named, setting.names))}**: "
+        for text in (each for each in entries if each.startswith(head)):
+            seen = re.search(rf"^  Changed: {re.escape(setting.change)}\. Seen: `(.*)`\n  Proof: `(.*)`$", text, re.M)
+            if seen:
+                found[setting.names[0]] = {
+                    "verdict": "killed",
+                    "without": seen[1],
+                    "proof": seen[2],
+                    "tree": "committed",
+                }
+    return found
+
+
 def write(results: dict[str, Any]) -> None:
-    """`results` are those of a complete run of make mutate."""
-    (ROOT / "docs/settings.md").write_text(settings_page(results))
-    (ROOT / "docs/symptoms.md").write_text(symptoms_page())
+    """`results` have each setting: those of make mutate, and those that the page had before."""
+    SETTINGS_PAGE.write_text(settings_page(results))
+    SYMPTOMS_PAGE.write_text(symptoms_page())
     print("wrote docs/settings.md and docs/symptoms.md")
 
 
@@ -39,18 +62,14 @@ def settings_page(results: dict[str, Any]) -> str:
     unproven = [setting for setting in TABLE if isinstance(setting, Unproven)]
     names = sum(len(setting.names) for setting in TABLE)
     without = sum(len(setting.names) for setting in unproven)
-    seconds = sum(found["seconds"] for found in tried)
     text = SETTINGS_HEAD + (
         f"{names} settings in {len(TABLE)} entries: {verdicts['killed']} changes were noticed by a proof, "
         f"{verdicts['survived']} went unnoticed, {verdicts['broken']} could not be tried; {without} settings "
-        f"({without / names:.1%}) are listed with the reason why they cannot be proved here. "
-        f"The changes took {seconds / 60:.0f} minutes, two side by side half of that.\n"
+        f"({without / names:.1%}) are listed with the reason why they cannot be proved here.\n"
     )
     trees = Counter(found["tree"] for found in tried)
     if len(trees) > 1:
-        text += (
-            f"\n{trees.total() - max(trees.values())} of them were tried on another state of the tree than the rest.\n"
-        )
+        text += f"\n{trees.total() - max(trees.values())} of the changes were tried on another commit than the rest.\n"
     section = ""
     for setting in TABLE:
         file = setting.names[0].partition(": ")[0]

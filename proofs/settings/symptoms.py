@@ -168,4 +168,11 @@ SYMPTOMS = [
          "nginx.conf: events / worker_connections"],
         ["proofs/test_slow_clients.py::test_2000_half_open_headers_keep_nobody_out_and_are_cut_off"],
     ),
+    Symptom(
+        "connections from this machine itself to the published port are refused for good, from outside all is well",
+        "Docker's own proxy for loopback has used up its descriptors (some ten thousand connections at a time); "
+        "`docker compose restart nginx` starts it anew",
+        [],
+        [],
+    ),
 ]  # fmt: skip

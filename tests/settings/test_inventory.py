@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from proofs.settings import Setting, table
+from proofs.settings import Setting, pages, table
 from proofs.settings.inventory import inventory
 from proofs.settings.symptoms import SYMPTOMS
-from proofs.stack import ROOT, Patch, patched_copy
+from proofs.stack import ROOT, Patch, patched, patched_copy
 
 CONF = "nginx/templates/nginx.conf.template"
 
@@ -63,7 +63,7 @@ def test_every_change_of_the_table_can_be_made() -> None:
     """Its text stands in its file: else make mutate would stop in the middle."""
     for setting in table.TABLE:
         if isinstance(setting, Setting):
-            shutil.rmtree(patched_copy(setting.patches))
+            assert patched(setting.patches), setting.names
             assert setting.proofs, setting.names
 
 
@@ -74,3 +74,7 @@ def test_every_symptom_names_settings_and_proofs_that_exist() -> None:
         for proof in symptom.proofs:
             path, _, test = proof.partition("::")
             assert f"def {test}(" in (ROOT / path).read_text(), proof
+
+
+def test_the_page_of_symptoms_is_the_table() -> None:
+    assert pages.SYMPTOMS_PAGE.read_text() == pages.symptoms_page(), "python -m proofs.mutate --write-docs"
