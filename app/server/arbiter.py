@@ -73,7 +73,9 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         self.steady_need_logged = False
         self.stopping = False
         self.exit_status = self.WORKER_BOOT_ERROR
+        self.started = ""  # when, as status.started() has it
         self.written: status.Status | None = None
+        self.write_failed = False
         super().__init__(app)
 
     def start(self) -> None:
@@ -82,7 +84,10 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         except OSError as error:
             self.log.error("cannot listen at %s: %s", ", ".join(self.cfg.bind), error.strerror)
             sys.exit(1)
+        for listener in self.LISTENERS:
+            listener.set_inheritable(False)  # Gunicorn's are: what an application starts by os.system() holds the port
         super().start()
+        self.started = status.started(self.pid)
 
     # --- the loop -------------------------------------------------------------------------------------------
 
@@ -146,6 +151,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             return made[0]
 
         replaced = [worker.replacement_wanted for worker in self._staying(slot)]
+        os.umask(umask := os.umask(0o077))
         self.worker_class = construct
         try:
             worker = self.WORKERS[self.spawn_worker()]
@@ -156,6 +162,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             return
         finally:
             self.worker_class = constructor
+            os.umask(umask)  # Gunicorn sets 0 while it makes the heartbeat's file, and leaves it where that fails
         worker.channel.close()  # held open here, it would hide the worker's end
         worker.replaces_for_memory = any(wanted and wanted.cause == "memory" for wanted in replaced)
 
@@ -244,11 +251,13 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
 
         The kernel would go on accepting, and a request would wait in the queue until nginx gives up.
         """
-        listener = self.LISTENERS[slot % len(self.LISTENERS)]
+        listener = self.LISTENERS[slot % len(self.LISTENERS)].sock
         served_by = self._staying(slot if len(self.LISTENERS) > 1 else None)
-        if not any(worker.ready_at for worker in served_by):
-            with suppress(OSError):  # it has never listened
-                listener.sock.shutdown(socket.SHUT_RDWR)
+        if any(worker.ready_at for worker in served_by):
+            return
+        # Once: a second shutdown() outlasts listen(), and each connection that is accepted then is at its end.
+        if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            listener.shutdown(socket.SHUT_RDWR)
 
     # --- signals --------------------------------------------------------------------------------------------
 
@@ -317,19 +326,22 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             state = "failed" if self.reason else "reloading"
         now: status.Status = {
             "master": self.pid,
-            "master_started": status.started(self.pid),
+            "master_started": self.started,
             "generation": self.generation,
             "attempt": self.attempt,
             "state": state,
             "reason": self.reason,
             "workers": [_describe(worker) for worker in self.WORKERS.values()],
         }
-        if now != self.written:
-            try:
-                status.write(now)
-            except OSError as error:  # a full disk must not end the master
-                self.log.error("cannot write %s: %s", status.path(), error)
-            self.written = now
+        if now == self.written:
+            return
+        try:
+            status.write(now)
+            self.written, self.write_failed = now, False
+        except OSError as error:  # a full disk must not end the master, and is said once
+            if not self.write_failed:
+                self.log.error("cannot write %s, trying on: %s", status.path(), error.strerror)
+            self.write_failed = True
 
 
 def _describe(worker: Worker) -> status.WorkerStatus:

@@ -55,7 +55,7 @@ class DrainingServer(Server):
         )
         self.acceptor.start()
         loop.add_reader(self.worker.channel.fileno(), self._hear_master)
-        os.register_at_fork(after_in_child=self._close_in_child)
+        os.register_at_fork(after_in_child=self._close_connections)
         if self._memory_limit_mb and (held := memory.resident_mb()) >= self._memory_limit_mb:
             # Its replacements would need as much, and be replaced in turn, for ever.
             logger.error(
@@ -69,13 +69,10 @@ class DrainingServer(Server):
         state, app_state, loop = self.server_state, self.lifespan.state, asyncio.get_running_loop()
         return DrainingProtocol(self._heads, config=self.config, server_state=state, app_state=app_state, _loop=loop)
 
-    def _close_in_child(self) -> None:
-        """A process that the application forks must not keep the port, nor a client waiting, when this one is gone."""
+    def _close_connections(self) -> None:
+        """In a process that the application forks: no client must wait for it when this one is gone."""
         for connection in list(self.server_state.connections):
             os.close(connection.transport.get_extra_info("socket").fileno())
-        for listener in self.acceptor.listeners:
-            os.close(listener.fileno())
-        os.close(self.worker.channel.fileno())
 
     # --- the master -----------------------------------------------------------------------------------------
 

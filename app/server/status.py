@@ -38,12 +38,16 @@ def path() -> Path:
 
 
 def write(status: Status) -> None:
-    """Replace the file in one step: a reader never sees half of it."""
+    """Replace the file in one step: a reader never sees half of it. Raises OSError, and leaves nothing, if it cannot."""
     target = path()
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=target.name)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(status, file)
-    os.replace(name, target)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(status, file)
+        os.replace(name, target)
+    except OSError:
+        os.unlink(name)
+        raise
 
 
 def started(pid: int) -> str:

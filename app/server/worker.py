@@ -33,7 +33,6 @@ class Worker(UvicornWorker):  # type: ignore[misc]
     CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 (the parent class names it so)
         "ws_ping_interval": settings.websocket_ping_seconds,
         "limit_max_requests": None,  # Uvicorn would leave at once; on_tick asks for a replacement first
-        "callback_notify": None,  # Uvicorn's heartbeat follows the wall clock, which may be set back
         "server_header": False,
         "date_header": False,
     }
@@ -61,6 +60,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         # master's end of a channel would hide the master's death.
         for thing in self.foreign:
             thing.close()
+        os.register_at_fork(after_in_child=self._let_go_in_child)
         try:
             super().init_process()
         except (Exception, SystemExit) as error:
@@ -69,6 +69,13 @@ class Worker(UvicornWorker):  # type: ignore[misc]
                 reason = worker_state.startup_failure or f"{type(cause).__name__}: {cause}".partition("\n")[0]
                 self.tell_master(messages.BootFailed(reason))
             raise
+
+    def _let_go_in_child(self) -> None:
+        """A process that the application forks must not hold the port when this one is gone, and ends when told to."""
+        for thing in [*self.sockets, self.channel]:
+            thing.close()
+        for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(sig, signal.SIG_DFL)  # the server's handlers would only ask a master for a replacement
 
     def load_wsgi(self) -> None:
         super().load_wsgi()

@@ -71,7 +71,6 @@ SOURCES: list[tuple[str, Any, str]] = [
     ("server.py", Server.startup, "for sock in sockets:"),  # sockets=[]: the lifespan, and no listener
     ("server.py", Server.main_loop, "await asyncio.sleep(0.1)"),  # TICKS_IN_A_SECOND
     ("server.py", Server.on_tick, "self.server_state.default_headers = date_header + self.config.encoded_headers"),
-    ("server.py", Server.on_tick, "if self.config.callback_notify is not None:"),
     ("server.py", Server.on_tick, "if self.should_exit:\n            return True"),
     ("server.py", Server._serve, "await self.shutdown(sockets=sockets)"),
     ("server.py", Server._serve, "self.lifespan = config.lifespan_class(config)"),
@@ -99,6 +98,8 @@ SOURCES: list[tuple[str, Any, str]] = [
     ("arbiter.py", Arbiter.stop, "sock.close_sockets(self.LISTENERS, unlink)"),
     ("arbiter.py", Arbiter.stop, "sig = signal.SIGTERM"),
     ("arbiter.py", Arbiter.start, "if not self.LISTENERS:"),
+    ("arbiter.py", WorkerTmp.__init__, "old_umask = os.umask(cfg.umask)"),
+    ("arbiter.py", sock.BaseSocket.__getattr__, "return getattr(self.sock, name)"),  # set_inheritable()
     ("arbiter.py", Arbiter.murder_workers, "time.monotonic() - worker.tmp.last_update()"),
     ("server.py", WorkerTmp.notify, "time.monotonic()"),
     ("metrics.py", Histogram._metric_init, "self._buckets"),
