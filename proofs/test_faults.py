@@ -11,21 +11,24 @@ import itertools
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from proofs.conftest import require_engine, started
+from proofs.conftest import started
 from proofs.stack import DEADLINE, ROOT, SMALL_BUDGET, Stack, free_ports, patched_copy, until
 from proofs.test_worker import raw_get, send_get
 from stack.settings import GIVEN, rows
@@ -86,7 +89,9 @@ class Server:
 
     def kill(self, pid: int) -> None:
         """The end of a worker that has served for a while: one that dies in its infancy is replaced later."""
-        written = (self.folder / f"app-{self.port}.status.json").stat().st_mtime  # when the last one got ready, or later
+        written = (
+            (self.folder / f"app-{self.port}.status.json").stat().st_mtime
+        )  # when the last one got ready, or later
         until("its infancy's end", lambda: time.time() > written + INFANCY_SECONDS + 0.2)
         os.kill(pid, signal.SIGKILL)
 
@@ -202,3 +207,285 @@ def test_a_worker_without_a_descriptor_serves_what_it_has_and_accepts_again_when
         except TimeoutError:
             raise AssertionError("20 s after a descriptor was free again, nothing is accepted") from None
     assert faulty.until_ready()[0] == pid, "the worker was replaced"
+
+
+# --- code that does not start ---------------------------------------------------------------------------------
+
+
+def write_module(folder: Path, answer: str) -> None:
+    """A module `changing`, whose application answers this: an expression; one that raises keeps it from loading."""
+    (folder / "changing.py").write_text(f"""
+import os, pathlib, time
+with open(os.environ["RUN_DIR"] + "/imports", "a") as imports:
+    print("begun", file=imports)
+while pathlib.Path(os.environ["RUN_DIR"] + "/hold").exists():
+    time.sleep(0.05)
+ANSWER = {answer}
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        raise NotImplementedError
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+    await send({{"type": "http.response.body", "body": ANSWER}})
+""")
+
+
+BROKEN = "1 / 0"
+CHANGING = {"APP_MODULE": "changing:app", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.fixture(scope="module")
+def changing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Path]]:
+    """A stack, and the folder of the module that it serves."""
+    folder = tmp_path_factory.mktemp("changing")
+    write_module(folder, 'b"old"')
+    stack = Stack("native", "faults", **CHANGING)
+    stack.environ["PYTHONPATH"] = str(folder)
+    for _ in started(stack):
+        yield stack, folder
+
+
+def test_a_slot_whose_worker_cannot_start_refuses_and_is_served_again_when_it_can(changing: tuple[Stack, Path]) -> None:
+    stack, folder = changing
+
+    def refuses() -> bool:
+        """A request to the port of the second worker. A connection that only waits there counts as no answer."""
+        try:
+            httpx.get(f"http://127.0.0.1:{stack.app_port + 1}/", timeout=DEADLINE)
+        except httpx.ConnectError:
+            return True
+        except httpx.HTTPError:
+            return False
+        return False
+
+    def slots() -> list[int]:
+        return sorted(worker["slot"] for worker in stack.workers() if worker["state"] == "ready")
+
+    (victim,) = [worker["pid"] for worker in stack.workers() if worker["slot"] == 1]
+    time.sleep(INFANCY_SECONDS + 0.2)
+    write_module(folder, BROKEN)
+    stack.kill(victim)
+    until("a port that refuses", refuses, seconds=20)
+    with stack.client() as client:
+        answers = [(answer.status_code, answer.text) for answer in (client.get("/") for _ in range(20))]
+    assert answers == [(200, "old")] * 20, "the worker that serves does not get all requests"
+    said = [line["message"] for line in stack.app_log() if line["message"].startswith("Slot 1 has no new worker")]
+    assert said
+    assert "division by zero" in said[0], f"the reason is not said: {said[0]}"
+    write_module(folder, 'b"old"')
+    until("a worker in each slot", lambda: slots() == [0, 1])
+    for _ in range(5):
+        assert httpx.get(f"http://127.0.0.1:{stack.app_port + 1}/", timeout=DEADLINE).text == "old"
+
+
+def test_a_reload_of_code_that_cannot_be_loaded_is_taken_back(changing: tuple[Stack, Path]) -> None:
+    stack, folder = changing
+    before = sorted(worker["pid"] for worker in stack.workers())
+    write_module(folder, BROKEN)
+    done = stack.make("reload")
+    write_module(folder, 'b"old"')
+    assert done.returncode != 0, done
+    assert "division by zero" in done.stderr, f"the reason is not said: {done.stderr}"
+    with stack.client() as client:
+        assert client.get("/").text == "old"
+    until("the old workers alone", lambda: sorted(worker["pid"] for worker in stack.workers()) == before)
+
+
+@pytest.mark.parametrize("new", [BROKEN, 'b"new"'], ids=["broken", "good"])
+def test_a_reload_during_the_first_start_waits_until_that_is_done(tmp_path: Path, new: str) -> None:
+    """Its code is loaded, or taken back with the first one serving on: the master lives."""
+    write_module(tmp_path, 'b"old"')
+    (tmp_path / "hold").touch()
+    server = Server(tmp_path, **CHANGING, WORKERS="1")
+    server.start()
+    try:
+        until("an import", (tmp_path / "imports").exists)
+        write_module(tmp_path, new)
+        server.process.send_signal(signal.SIGHUP)
+        server.said("Handling signal: hup")
+        (tmp_path / "hold").unlink()
+        server.until_ready()
+        if new == BROKEN:
+            line = server.said("Generation 2 is taken back, 1 serves on")
+            assert "division by zero" in line, line
+            assert server.get("/").text == "old"
+        else:
+            server.said("generation 2 is ready")
+            until("the new code", lambda: server.get("/").text == "new")
+        assert server.process.poll() is None, "the master has ended"
+    finally:
+        server.stop()
+
+
+PAIRED = """
+import os, pathlib, time
+imports, together = (pathlib.Path(os.environ["RUN_DIR"], name) for name in ("imports", "together"))
+def note(sign):
+    with imports.open("a") as file:
+        file.write(sign)
+note("+")
+end = time.monotonic() + 20
+while imports.read_text().count("+") < int(together.read_text()) and time.monotonic() < end:
+    time.sleep(0.02)
+time.sleep(0.3)
+note("-")
+from proofs.apps.faulty import app
+"""
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_as_many_workers_start_at_a_time_as_there_are_cpus_and_half_of_them_beside_others(
+    tmp_path: Path, cpus: int
+) -> None:
+    """The CPUs that start workers are taken from those that serve; at least one starts."""
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < cpus:
+        pytest.skip(f"this machine has {len(usable)} CPU")
+    (tmp_path / "paired.py").write_text(PAIRED)
+    (tmp_path / "together").write_text(f"{cpus}")
+    before = ["taskset", "--cpu-list", ",".join(map(str, usable[:cpus]))]
+    server = Server(tmp_path, before=before, APP_MODULE="paired:app", WORKERS="3", WORKER_TIMEOUT_SECONDS="60")
+
+    def at_a_time() -> int:
+        text = (tmp_path / "imports").read_text()
+        (tmp_path / "imports").unlink()
+        return max(itertools.accumulate(1 if sign == "+" else -1 for sign in text))
+
+    with serving(server):
+        found = at_a_time()
+        assert found == cpus, f"{found} workers were started at a time, with {cpus} CPUs"
+        (tmp_path / "together").write_text("1")
+        server.process.send_signal(signal.SIGHUP)
+        server.said("generation 2 is ready")
+        found = at_a_time()
+        assert found == 1, f"{found} workers were started at a time beside those that serve, with {cpus} CPUs"
+
+
+# --- what an application starts -------------------------------------------------------------------------------
+
+
+def test_processes_that_the_application_starts_hold_neither_port_nor_client_nor_counters(tmp_path: Path) -> None:
+    """One forked while it is loaded, and three by a handler. Their worker is killed, the app stops, they live on."""
+    (tmp_path / "forking.py").write_text(
+        "import os, pathlib\n"
+        "from proofs.apps.faulty import app, forked\n"
+        "with open(os.environ['RUN_DIR'] + '/forked', 'a') as file:\n"
+        "    print(forked(300), file=file)\n"
+    )
+    server = Server(tmp_path, APP_MODULE="forking:app")
+    children: list[int] = []
+    try:
+        with serving(server):
+            first = server.until_ready()[0]
+            (counters,) = SHM.glob(f"fastapi-stack-metrics-{server.process.pid}-*")
+            with server.connect() as client:
+                for path in ("/fork?300", "/multiprocessing?300", "/spawn?300"):
+                    children.append(int(raw_get(client, path).rpartition("\r\n\r\n")[2]))
+                server.kill(first)
+                client.settimeout(10)
+                try:
+                    with contextlib.suppress(ConnectionError):
+                        assert client.recv(1) == b""
+                except TimeoutError:
+                    raise AssertionError("a client waits on a connection that a child of its worker holds") from None
+            until("a new worker", lambda: first not in (pids := server.until_ready()) and pids)
+            locks = sorted(file.name for file in counters.glob("*.lock"))
+            assert locks == ["0.lock", "1.lock"], f"a child holds the counters of its worker: there are {locks}"
+        children += [int(line) for line in (tmp_path / "forked").read_text().split()]
+        assert all(map(lives, children)), f"children have ended by themselves: {[c for c in children if not lives(c)]}"
+        with serving(server):  # the same ports
+            assert server.get("/").status_code == 200
+        children = [int(line) for line in (tmp_path / "forked").read_text().split()] + children[:3]
+        for child in children:
+            os.kill(child, signal.SIGTERM)
+        until("the end of children that are told to", lambda: not any(map(lives, children)), seconds=20)
+    finally:
+        for child in filter(lives, children):
+            os.kill(child, signal.SIGKILL)
+
+
+# --- how workers share, and how they beat ---------------------------------------------------------------------
+
+
+def test_a_burst_on_a_shared_socket_is_not_taken_whole_by_the_worker_that_is_there_first(tmp_path: Path) -> None:
+    """Each request takes its worker 5 ms: the other one, which comes when the first is answered, finds most waiting."""
+    burst = 64
+    with serving(Server(tmp_path, WORKER_LISTENERS="shared")) as server:
+        pids = server.until_ready()
+        for early, late in itertools.permutations(pids):
+            with ExitStack() as opened:
+                for pid in pids:
+                    os.kill(pid, signal.SIGSTOP)
+                    opened.callback(os.kill, pid, signal.SIGCONT)
+                connections = [opened.enter_context(server.connect()) for _ in range(burst)]
+                for connection in connections:
+                    send_get(connection, "/block?5")
+                os.kill(early, signal.SIGCONT)
+                select.select(connections, [], [], DEADLINE)
+                os.kill(late, signal.SIGCONT)
+                served = Counter(int(answer_on(connection)) for connection in connections)
+            assert served.total() == burst
+            assert served[late] >= burst / 10, f"of {burst} connections at once one worker took {served[early]}"
+
+
+def answer_on(connection: socket.socket) -> str:
+    """The body of the answer to what was sent."""
+    answer = HTTPResponse(connection)
+    answer.begin()
+    return answer.read().decode()
+
+
+def test_the_heartbeat_goes_on_when_the_wall_clock_is_set_back(tmp_path: Path) -> None:
+    """By an hour: no worker may be taken for one that hangs."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "clock, set_back = time.time, os.environ['RUN_DIR'] + '/set-back'\n"
+        "time.time = lambda: clock() - 3600 * os.path.exists(set_back)\n"
+    )
+    timeout = 3
+    own = {"WORKERS": "1", "LONGEST_BLOCK_SECONDS": "1", "WORKER_TIMEOUT_SECONDS": str(timeout)}
+    with serving(Server(tmp_path, **own)) as server:
+        before = server.until_ready()
+        (tmp_path / "set-back").touch()
+        end = time.monotonic() + 2 * timeout + 2
+        while time.monotonic() < end:
+            assert server.status(), "the master has ended"
+            time.sleep(0.2)
+        assert server.until_ready() == before, "a worker was killed because the clock was set back"
+        assert not [message for message in server.log() if "TIMEOUT" in message]
+
+
+# --- memory ---------------------------------------------------------------------------------------------------
+
+
+def test_a_need_above_the_memory_limit_is_said_once_and_a_leak_beyond_it_still_replaces_a_worker(
+    tmp_path: Path,
+) -> None:
+    """With 50 requests in place of 1,000, and no seconds, in which a worker counts as young."""
+    root = patched_copy(
+        [("app/server/arbiter.py", "STEADY_NEED_SECONDS = 60.0", "STEADY_NEED_SECONDS = 0.0"),
+         ("app/server/arbiter.py", "STEADY_NEED_REQUESTS = 1000", "STEADY_NEED_REQUESTS = 50")]
+    )  # fmt: skip
+    seen: set[int] = set()
+    try:
+        with serving(Server(tmp_path, root=root, WORKER_MEMORY_MB="140")) as server:
+
+            def need() -> bool:
+                for slot in (0, 1):
+                    seen.add(int(server.get("/need?120", slot).text))
+                return bool([line for line in server.log("error") if "raise WORKER_MEMORY_MB in .env" in line])
+
+            until("a line that names the row", need)
+            for _ in range(10):
+                time.sleep(0.3)  # a worker looks at its memory once a second
+                need()
+            assert len(seen) <= 4, f"{len(seen)} workers have served in 2 slots"
+            lines = [line for line in server.log("error") if "WORKER_MEMORY_MB" in line]
+            assert len(lines) == 1, lines
+            before = server.until_ready()
+            for _ in range(60):
+                server.get("/")
+            server.get("/leak?300")
+            until("another worker in the place of one that leaks", lambda: before[0] not in (server.pids() or before))
+            assert server.until_ready()[1] == before[1]
+    finally:
+        shutil.rmtree(root)

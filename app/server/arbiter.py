@@ -41,9 +41,10 @@ from app.server.worker import Worker, settings
 LONGEST_PAUSE_SECONDS = 10.0
 # A worker that dies this soon after it was ready counts as one that does not start.
 INFANCY_SECONDS = 1.0
-# A worker that was to give memory back, and is as large as the one before it after this time, does not leak: the
-# application needs that much.
+# A worker that exceeds WORKER_MEMORY_MB as the one before it did, while it is this young or has begun no more requests
+# than this, does not leak: the application needs that much.
 STEADY_NEED_SECONDS = 60.0
+STEADY_NEED_REQUESTS = 1000
 
 
 class BoundSocket(sock.TCPSocket):  # type: ignore[misc]
@@ -70,7 +71,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         self.reload_wanted = False  # asked for while the first generation starts
         self.failures = 0  # in a row, of replacements
         self.not_before = 0.0
-        self.steady_need_logged = False
+        self.need_is_steady = False  # of memory, in all workers of this generation
         self.stopping = False
         self.exit_status = self.WORKER_BOOT_ERROR
         self.started = ""  # when, as status.started() has it
@@ -183,15 +184,17 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
 
     def _consider(self, worker: Worker, wanted: messages.ReplacementWanted) -> None:
         lived = time.monotonic() - worker.ready_at
-        if wanted.cause != "memory" or not worker.replaces_for_memory or lived > STEADY_NEED_SECONDS:
+        young = lived < STEADY_NEED_SECONDS or wanted.requests < STEADY_NEED_REQUESTS
+        if wanted.cause != "memory" or not young or not (worker.replaces_for_memory or self.need_is_steady):
             worker.replacement_wanted = wanted
             return
         worker.master_end.send(messages.Stay())
-        if not self.steady_need_logged:
-            self.steady_need_logged = True
+        if not self.need_is_steady:
+            self.need_is_steady = True
             self.log.error(
-                "%s, %.0f s after the start, as in the worker before it: the application needs this much, and the "
-                "limit is off for such workers; raise WORKER_MEMORY_MB in .env", wanted.detail, lived
+                "%s after %d requests in %.0f s, as in the worker before it: the application needs this much; raise "
+                "WORKER_MEMORY_MB in .env (meanwhile such a worker stays until it holds twice as much)",
+                wanted.detail, wanted.requests, lived,
             )  # fmt: skip
 
     def _hold_to_deadlines(self, worker: Worker, now: float) -> None:
@@ -270,7 +273,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         if self._reloading:
             self._take_back("a newer reload")
         self.attempt += 1
-        self.steady_need_logged = False
+        self.need_is_steady = False
         self.reason = ""
         self.failures, self.not_before = 0, 0.0
         self.log.info("generation %d starts", self.attempt)

@@ -27,6 +27,7 @@ class ReplacementWanted:
 
     cause: Literal["signal", "max_requests", "memory"]
     detail: str
+    requests: int  # that it has begun
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Leave:
 
 @dataclass(frozen=True)
 class Stay:
-    """Master: no replacement comes, since one would need as much memory; serve on without WORKER_MEMORY_MB."""
+    """Master: no replacement comes, since one would need as much memory; ask again at twice of it."""
 
 
 FromWorker = Ready | BootFailed | ReplacementWanted | Draining | Finishing

@@ -90,7 +90,7 @@ class DrainingServer(Server):
                 self.should_exit = True
                 self.acceptor.close()  # the replacement accepts
             elif isinstance(message, messages.Stay):
-                self._memory_limit_mb = 0
+                self._memory_limit_mb = 2 * memory.resident_mb()
                 self._replacement_wanted = False
         if channel.closed_by_peer:  # the master stops, or was killed
             asyncio.get_running_loop().remove_reader(channel.fileno())
@@ -118,15 +118,16 @@ class DrainingServer(Server):
         return leave
 
     def _why_replace(self, counter: int) -> messages.ReplacementWanted | None:
+        requests = self.server_state.total_requests
         if self._signalled:
-            return messages.ReplacementWanted("signal", "signal")
-        if self.server_state.total_requests >= self.worker.max_requests:
-            return messages.ReplacementWanted("max_requests", "max_requests reached")
+            return messages.ReplacementWanted("signal", "signal", requests)
+        if requests >= self.worker.max_requests:
+            return messages.ReplacementWanted("max_requests", "max_requests reached", requests)
         if self._memory_limit_mb and counter % TICKS_IN_A_SECOND == 0:
             held = memory.resident_mb()
             if held >= self._memory_limit_mb:
-                detail = f"memory is {held} MiB, WORKER_MEMORY_MB={self._memory_limit_mb}"
-                return messages.ReplacementWanted("memory", detail)
+                detail = f"memory is {held} MiB, WORKER_MEMORY_MB={self.settings.worker_memory_mb}"
+                return messages.ReplacementWanted("memory", detail, requests)
         return None
 
     # --- leaving --------------------------------------------------------------------------------------------

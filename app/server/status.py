@@ -38,7 +38,7 @@ def path() -> Path:
 
 
 def write(status: Status) -> None:
-    """Replace the file in one step: a reader never sees half of it. Raises OSError, and leaves nothing, if it cannot."""
+    """Replace the file in one step: a reader never sees half of it. Where it raises OSError, nothing is left of it."""
     target = path()
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=target.name)
     try:

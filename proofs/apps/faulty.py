@@ -34,6 +34,8 @@ async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> 
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(number,), daemon=True)
         child.start()
         answer = child.pid
+    elif path == "/spawn":  # as os.system() does: without subprocess's care for what a child may keep open
+        answer = os.posix_spawnp("sleep", ["sleep", str(number)], os.environ)  # noqa: ASYNC221
     elif path == "/need":  # what an application loads at its first requests: a model, a table
         held[:] = held or [b"x" * (number << 20)]
     elif path == "/leak":
@@ -46,8 +48,10 @@ async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> 
         await run_in_threadpool(sys.exit, "a `def` handler has had enough")
     elif path == "/nothing":
         return
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": str(answer).encode()})
+    body = str(answer).encode()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
     if path == "/twice":
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
