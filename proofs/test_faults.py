@@ -28,7 +28,8 @@ from typing import Any
 import httpx
 import pytest
 
-from proofs.conftest import started
+from proofs import events
+from proofs.conftest import require_engine, started
 from proofs.stack import DEADLINE, ROOT, SMALL_BUDGET, Stack, free_ports, patched_copy, until
 from proofs.test_worker import raw_get, send_get
 from stack.settings import GIVEN, rows
@@ -44,7 +45,7 @@ class Server:
 
     def __init__(self, folder: Path, *, root: Path = ROOT, before: Sequence[str] = (), **own: str) -> None:
         """`before` is what the command begins with; `folder` is RUN_DIR, and its modules can be imported."""
-        self.folder = folder
+        self.folder = self.run_dir = folder
         self.rows = GIVEN | rows() | SMALL_BUDGET | FAULTY | {"APP_PORT": str(free_ports(4))} | own
         self.environ = os.environ | self.rows | {"RUN_DIR": str(folder), "LEDGER_PATH": str(folder / "ledger")}
         self.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -66,12 +67,19 @@ class Server:
                     os.kill(worker["pid"], signal.SIGKILL)
             self.process.kill()
 
+    @property
+    def account(self) -> Path:
+        return self.run_dir / f"app-{self.port}.status.json"
+
     def status(self) -> dict[str, Any] | None:
         """The master's account; None while there is none."""
         with contextlib.suppress(FileNotFoundError):
-            found: dict[str, Any] = json.loads((self.folder / f"app-{self.port}.status.json").read_text())
+            found: dict[str, Any] = json.loads(self.account.read_text())
             return found
         return None
+
+    def generation(self) -> int:
+        return int((self.status() or {"attempt": 0})["attempt"])
 
     def pids(self) -> list[int]:
         """The workers that serve, by slot; empty while there are not as many as the row says."""
@@ -89,9 +97,7 @@ class Server:
 
     def kill(self, pid: int) -> None:
         """The end of a worker that has served for a while: one that dies in its infancy is replaced later."""
-        written = (
-            (self.folder / f"app-{self.port}.status.json").stat().st_mtime
-        )  # when the last one got ready, or later
+        written = self.account.stat().st_mtime  # as the last one got ready, or later
         until("its infancy's end", lambda: time.time() > written + INFANCY_SECONDS + 0.2)
         os.kill(pid, signal.SIGKILL)
 
@@ -372,14 +378,18 @@ def test_processes_that_the_application_starts_hold_neither_port_nor_client_nor_
         "    print(forked(300), file=file)\n"
     )
     server = Server(tmp_path, APP_MODULE="forking:app")
-    children: list[int] = []
+    by_handler: list[int] = []
+
+    def children() -> list[int]:
+        return by_handler + [int(line) for line in (tmp_path / "forked").read_text().split()]
+
     try:
         with serving(server):
             first = server.until_ready()[0]
             (counters,) = SHM.glob(f"fastapi-stack-metrics-{server.process.pid}-*")
             with server.connect() as client:
                 for path in ("/fork?300", "/multiprocessing?300", "/spawn?300"):
-                    children.append(int(raw_get(client, path).rpartition("\r\n\r\n")[2]))
+                    by_handler.append(int(raw_get(client, path).rpartition("\r\n\r\n")[2]))
                 server.kill(first)
                 client.settimeout(10)
                 try:
@@ -390,16 +400,15 @@ def test_processes_that_the_application_starts_hold_neither_port_nor_client_nor_
             until("a new worker", lambda: first not in (pids := server.until_ready()) and pids)
             locks = sorted(file.name for file in counters.glob("*.lock"))
             assert locks == ["0.lock", "1.lock"], f"a child holds the counters of its worker: there are {locks}"
-        children += [int(line) for line in (tmp_path / "forked").read_text().split()]
-        assert all(map(lives, children)), f"children have ended by themselves: {[c for c in children if not lives(c)]}"
-        with serving(server):  # the same ports
+        ended = [child for child in children() if not lives(child)]
+        assert not ended, f"{len(ended)} children have ended by themselves: nothing is proved"
+        with serving(server):  # at the same ports
             assert server.get("/").status_code == 200
-        children = [int(line) for line in (tmp_path / "forked").read_text().split()] + children[:3]
-        for child in children:
+        for child in children():
             os.kill(child, signal.SIGTERM)
-        until("the end of children that are told to", lambda: not any(map(lives, children)), seconds=20)
+        until("the end of children that are told to", lambda: not any(map(lives, children())), seconds=20)
     finally:
-        for child in filter(lives, children):
+        for child in filter(lives, children()):
             os.kill(child, signal.SIGKILL)
 
 
@@ -489,3 +498,265 @@ def test_a_need_above_the_memory_limit_is_said_once_and_a_leak_beyond_it_still_r
             assert server.until_ready()[1] == before[1]
     finally:
         shutil.rmtree(root)
+
+
+# --- counters -------------------------------------------------------------------------------------------------
+
+
+def test_the_requests_that_a_killed_worker_had_in_flight_are_not_counted_as_in_flight_any_more(faulty: Server) -> None:
+    victim = faulty.until_ready()[0]
+    with ExitStack() as opened:
+        for _ in range(5):
+            connection = opened.enter_context(faulty.connect())
+            send_get(connection, "/wait?60000")
+        until("5 requests in flight", lambda: faulty.metric("http_requests_in_flight ", slot=1) == 5)
+        faulty.kill(victim)
+        until("none in flight", lambda: faulty.metric("http_requests_in_flight ", slot=1) == 0, seconds=20)
+    until("a new worker", lambda: victim not in (pids := faulty.until_ready()) and pids)
+
+
+def test_a_worker_of_an_application_without_a_lifespan_takes_no_counters_along_when_it_leaves(faulty: Server) -> None:
+    """Its last second is in the files before it ends."""
+    before = faulty.until_ready()
+    name = 'http_requests_total{method="GET",route="",status="200"}'
+    counted = faulty.metric(name)
+    faulty.process.send_signal(signal.SIGHUP)
+    ready = f"generation {faulty.generation() + 1} is ready"
+    with faulty.client() as client:  # kept alive, so that the old worker answers until it is told to leave
+        answered = 0
+        while not any(ready in message for message in faulty.log()):
+            answered += client.get("/").status_code == 200
+    until("the end of the old workers", lambda: not any(map(lives, before)))
+    assert faulty.metric(name) == counted + answered, "requests were lost to the counters"
+
+
+@pytest.mark.parametrize("path", ["/exit", "/exit-in-a-thread", "/nothing"])
+def test_a_handler_that_exits_or_gives_no_answer_is_an_error_500_and_nothing_else(faulty: Server, path: str) -> None:
+    """Counted as what its client got, and logged in one line."""
+    before = faulty.until_ready()
+    name = 'http_requests_total{method="GET",route="",status="500"}'
+    counted = faulty.metric(name)
+    answer = faulty.get(path)
+    assert answer.status_code == 500, answer
+    assert answer.json()["error"] == "Internal Server Error", answer.text
+    assert faulty.metric(name) == counted + 1, "the counters have something else than 500"
+    assert faulty.metric("http_requests_in_flight ") == 0, "it is in flight for ever"
+    assert len([message for message in faulty.log("error") if message == f"GET {path}"]) == 1
+    assert faulty.until_ready() == before, "the worker has ended"
+
+
+# --- an application that does what it should not --------------------------------------------------------------
+
+
+def test_an_application_that_answers_twice_is_logged_and_its_client_has_the_first_answer(faulty: Server) -> None:
+    before = faulty.until_ready()
+    with faulty.client() as client:
+        answers = [client.get("/twice") for _ in range(2)]
+    assert [(answer.status_code, answer.text) for answer in answers] == [(200, str(before[0]))] * 2
+    until("a line for each", lambda: faulty.log("error").count("GET /twice") == 2)
+    assert faulty.until_ready() == before
+
+
+@pytest.mark.parametrize("status", [1, 3, 4])
+def test_a_handler_that_ends_its_process_ends_no_other(faulty: Server, status: int) -> None:
+    """Whatever its exit status: with 3 and 4 a worker of Gunicorn says that it could not start."""
+    victim, other = faulty.until_ready()
+    time.sleep(INFANCY_SECONDS + 0.2)  # one that ends as it begins to serve is replaced later
+    with faulty.client() as client, pytest.raises(httpx.TransportError):
+        client.get(f"/die?{status}")
+    faulty.said(f"Worker (pid:{victim}) exited with code {status}")
+    new = until("a new worker", lambda: victim not in (pids := faulty.until_ready()) and pids)
+    assert new[1] == other, "the other worker was replaced as well"
+    assert faulty.process.poll() is None
+
+
+RAISING = """
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "RuntimeError: no database here"})
+"""
+SLOW = "import time\ntime.sleep(60)\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(RAISING, "lifespan startup: RuntimeError: no database here"),
+     (SLOW, "not ready within 3 s (WORKER_TIMEOUT_SECONDS)"),
+     (BROKEN, "ZeroDivisionError: division by zero")],
+    ids=["raises in its lifespan", "imports for too long", "cannot be loaded"],
+)  # fmt: skip
+def test_an_application_that_does_not_start_ends_the_first_start_and_fails_a_reload(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    own = {"WORKERS": "1", "LONGEST_BLOCK_SECONDS": "1", "WORKER_TIMEOUT_SECONDS": "3"}
+    server = Server(tmp_path, **CHANGING, **own)
+    write_module(tmp_path, 'b"old"')
+    with serving(server):
+        (tmp_path / "changing.py").write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-m", "app.server.reload"],
+            cwd=ROOT, env=server.environ, capture_output=True, text=True, timeout=DEADLINE,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (1, f"not reloaded: {said}; generation 1 serves on\n")
+        assert server.get("/").text == "old"
+    server.start()
+    try:
+        status = server.process.wait(DEADLINE)
+    finally:
+        server.stop()
+    assert status != 0, "the master of an application that does not start ends with 0"
+    for line in (f"Generation 2 is taken back, 1 serves on: {said}", f"Reason: {said}"):
+        assert server.log("error").count(line) == 1, f"{line!r} is not said once: {server.log('error')}"
+
+
+# --- what others have left ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foreign() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has nothing to do with the app."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def test_a_reload_signals_no_process_whose_number_is_in_a_status_file_that_was_left(
+    tmp_path: Path, foreign: subprocess.Popen[bytes]
+) -> None:
+    server = Server(tmp_path)
+    left = {"master": foreign.pid, "master_started": "4711", "generation": 1, "attempt": 1, "state": "ready"}
+    (tmp_path / f"app-{server.port}.status.json").write_text(json.dumps(left | {"reason": "", "workers": []}))
+    done = subprocess.run(
+        [sys.executable, "-m", "app.server.reload"],
+        cwd=ROOT, env=server.environ, capture_output=True, text=True, timeout=DEADLINE,
+    )  # fmt: skip
+    assert foreign.poll() is None, "a process that is not the app's was signalled"
+    assert (done.returncode, done.stderr) == (1, "not reloaded: the app is not running: start it with make up\n")
+
+
+def test_a_start_removes_the_counters_of_masters_that_are_gone_and_nothing_else(
+    tmp_path: Path, foreign: subprocess.Popen[bytes]
+) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    own, living, other = (
+        SHM / f"fastapi-stack-metrics-{gone.pid}-proof",
+        SHM / f"fastapi-stack-metrics-{foreign.pid}-proof",
+        SHM / f"metrics-{gone.pid}-proof",
+    )
+    try:
+        for folder in (own, living, other):
+            folder.mkdir()
+        with serving(Server(tmp_path, WORKERS="1")):
+            assert not own.exists(), "what a master has left that was killed stays in memory"
+            assert living.exists(), "the counters of another master that lives were removed"
+            assert other.exists(), "a folder of another program was removed"
+    finally:
+        for folder in (own, living, other):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_full_disk_ends_no_master_and_is_said_once(tmp_path: Path) -> None:
+    """RUN_DIR is a file system of 16 KiB, in a mount namespace of this master's own."""
+    run = tmp_path / "run"
+    run.mkdir()
+    mount = f"mount -t tmpfs -o size=16k tmpfs {run}"
+    namespace = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*namespace, "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("this user may make no mount namespace")
+    server = Server(tmp_path, before=[*namespace, "sh", "-c", f'{mount} && exec "$0" "$@"'])
+    server.environ["RUN_DIR"] = str(run)
+    server.start()
+    try:
+        server.run_dir = Path(f"/proc/{server.process.pid}/root{run}")
+        victim = server.until_ready()[0]
+        with (server.run_dir / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(b"x" * 4096)
+        server.kill(victim)
+        server.said("No space left on device")
+
+        def pid() -> int:
+            with contextlib.suppress(httpx.TransportError):
+                return int(server.get("/").text)
+            return victim
+
+        until("a new worker", lambda: pid() != victim)
+        assert server.process.poll() is None, "the master has ended"
+        (server.run_dir / "filler").unlink()
+        assert pid() == until("a true account", lambda: victim not in server.pids() and server.pids())[0]
+        assert [file.name for file in server.run_dir.iterdir()] == [f"app-{server.port}.status.json"]
+        assert len([message for message in server.log() if "No space left on device" in message]) == 1
+    finally:
+        server.stop()
+
+
+# --- the container --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def contained() -> Iterator[Stack]:
+    """nginx and an app container with little memory, of a copy of the tree that has the faulty application."""
+    require_engine()
+    patch = ("app/main.py", 'title="Demo"', 'title="Demo"')
+    stack = Stack("compose", "faults", patches=[patch], APP_MODULE="app.faulty:app", APP_MEMORY="384m")
+    try:
+        shutil.copy(ROOT / "proofs/apps/faulty.py", stack.root / "app/faulty.py")
+        stack.compose("up", "--detach", "--build", "--wait", "nginx")
+        yield stack
+    finally:
+        stack.down()
+
+
+def serving_pids(stack: Stack) -> list[int]:
+    return sorted(worker["pid"] for worker in stack.workers() if worker["state"] == "ready")
+
+
+def answers(stack: Stack) -> list[int]:
+    with stack.client() as client:
+        return [client.get("/").status_code for _ in range(10)]
+
+
+def post(stack: Stack, path: str) -> int:
+    """The status of a POST: a GET would be sent to the other worker as well."""
+    with stack.client() as client:
+        return client.post(path).status_code
+
+
+def said(stack: Stack, words: str) -> str:
+    def find() -> str:
+        return next((line["message"] for line in stack.app_log() if words in line["message"]), "")
+
+    found: str = until(f"a line with {words!r}", find)
+    return found
+
+
+def test_a_worker_that_outgrows_the_container_is_killed_alone(contained: Stack) -> None:
+    (container,) = contained.containers("app")
+    before = contained.inspect(container)["State"]
+    workers = serving_pids(contained)
+    assert post(contained, "/leak?2048") == 502
+    line = said(contained, "out of memory")
+    (victim,) = [pid for pid in workers if f"pid:{pid}" in line]
+    until("two workers", lambda: len(pids := serving_pids(contained)) == 2 and victim not in pids)
+    assert len(set(workers) & set(serving_pids(contained))) == 1, "the other worker was replaced as well"
+    assert answers(contained) == [200] * 10
+    assert contained.inspect(container)["State"]["StartedAt"] == before["StartedAt"], "the container was restarted"
+
+
+def test_a_full_table_of_processes_ends_no_master_and_a_worker_is_replaced_when_it_has_room(contained: Stack) -> None:
+    (container,) = contained.containers("app")
+    before = contained.inspect(container)["State"]
+    workers = serving_pids(contained)
+    time.sleep(INFANCY_SECONDS + 0.2)
+    try:
+        events.docker("update", "--pids-limit", "2", container)
+        assert post(contained, "/die?1") == 502
+        line = said(contained, "has no new worker, next try in")
+        assert "Resource temporarily unavailable" in line, line
+        assert answers(contained) == [200] * 10, "the worker that is left does not get all requests"
+    finally:
+        events.docker("update", "--pids-limit", rows()["APP_PIDS"], container)
+    until("two workers", lambda: len(pids := serving_pids(contained)) == 2 and pids != workers)
+    assert contained.inspect(container)["State"]["StartedAt"] == before["StartedAt"], "the container was restarted"

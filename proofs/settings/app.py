@@ -13,6 +13,7 @@ SERVER = "app/server/server.py"
 TURNS = "app/server/turns.py"
 WORKER = "app/server/worker.py"
 PROOFS = "proofs/test_worker.py"
+FAULTS = "proofs/test_faults.py"
 ANSWERS = "proofs/test_answers.py::"
 
 SETTINGS: list[Setting | Unproven] = [
@@ -256,6 +257,22 @@ SETTINGS: list[Setting | Unproven] = [
         "an hour",
         [(DRAIN, "CANCEL_GRACE_SECONDS = 1.0", "CANCEL_GRACE_SECONDS = 3600.0")],
         [f"{PROOFS}::test_a_request_that_does_not_end_is_cut_off_before_the_worker_is_killed"],
+    ),
+    Setting(
+        ["server.py: NOTIFY_SECONDS"],
+        "A worker says this often that its event loop moves, by a clock that nobody sets.",
+        "half of the worker timeout, by the wall clock: a step back of an hour has all workers killed",
+        "an hour",
+        [(SERVER, "NOTIFY_SECONDS = 1.0", "NOTIFY_SECONDS = 3600.0")],
+        [f"{FAULTS}::test_the_heartbeat_goes_on_when_the_wall_clock_is_set_back"],
+    ),
+    Setting(
+        ["accept.py: ACCEPT_RETRY_SECONDS"],
+        "A worker that has no descriptor for a connection tries again after this long; what it has is served meanwhile.",
+        "1 s, as in Python's asyncio",
+        "an hour",
+        [(ACCEPT, "ACCEPT_RETRY_SECONDS = 1.0", "ACCEPT_RETRY_SECONDS = 3600.0")],
+        [f"{FAULTS}::test_a_worker_without_a_descriptor_serves_what_it_has_and_accepts_again_when_it_has_one"],
     ),
     Unproven(
         ["accept.py: HANDSHAKE_SECONDS"],
