@@ -85,8 +85,6 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         except OSError as error:
             self.log.error("cannot listen at %s: %s", ", ".join(self.cfg.bind), error.strerror)
             sys.exit(1)
-        for listener in self.LISTENERS:
-            listener.set_inheritable(False)  # Gunicorn's are: what an application starts by os.system() holds the port
         super().start()
         self.started = status.started(self.pid)
 

@@ -268,7 +268,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         ["accept.py: ACCEPT_RETRY_SECONDS"],
-        "A worker that has no descriptor for a connection tries again after this long; what it has is served meanwhile.",
+        "A worker without a descriptor for a connection tries again after this long, and serves what it has meanwhile.",
         "1 s, as in Python's asyncio",
         "an hour",
         [(ACCEPT, "ACCEPT_RETRY_SECONDS = 1.0", "ACCEPT_RETRY_SECONDS = 3600.0")],

@@ -99,7 +99,7 @@ SOURCES: list[tuple[str, Any, str]] = [
     ("arbiter.py", Arbiter.stop, "sig = signal.SIGTERM"),
     ("arbiter.py", Arbiter.start, "if not self.LISTENERS:"),
     ("arbiter.py", WorkerTmp.__init__, "old_umask = os.umask(cfg.umask)"),
-    ("arbiter.py", sock.BaseSocket.__getattr__, "return getattr(self.sock, name)"),  # set_inheritable()
+    ("worker.py", Worker.init_process, "util.close_on_exec(s)"),  # what an application starts holds no port
     ("arbiter.py", Arbiter.murder_workers, "time.monotonic() - worker.tmp.last_update()"),
     ("server.py", WorkerTmp.notify, "time.monotonic()"),
     ("metrics.py", Histogram._metric_init, "self._buckets"),
