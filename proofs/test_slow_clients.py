@@ -24,13 +24,12 @@ PLACES = 4  # requests that the app's one worker gets at a time
 ROWS: dict[str, Any] = {
     "APP_MODULE": "proofs.apps.bulk:app",
     "WORKERS": "1",
+    "NGINX_WORKERS": "1",  # one process of nginx against all attackers
     "APP_MAX_REQUESTS_IN_FLIGHT": str(PLACES),
     "CLIENT_HEADER_TIMEOUT_SECONDS": str(PATIENCE),
     "CLIENT_BODY_TIMEOUT_SECONDS": str(PATIENCE),
     "CLIENT_SEND_TIMEOUT_SECONDS": str(PATIENCE),
 }
-# One process of nginx against all attackers, on a machine of any number of CPUs.
-ONE_PROCESS = ("nginx/templates/nginx.conf.template", "worker_processes auto;", "worker_processes 1;")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def besieged() -> Iterator[Stack]:
     """Started from a shell that grants few descriptors; this process takes as many as it needs."""
     few, (soft, hard) = 512, resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
-    stack = started(Stack("native", "besieged", patches=[ONE_PROCESS], **ROWS))
+    stack = started(Stack("native", "besieged", **ROWS))
     try:
         up = next(stack)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 2 * ATTACKERS), hard), hard))
