@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from typing import Any
 import pytest
 from dotenv import dotenv_values
 
+from app.server import space
 from proofs.conftest import require_engine, started
 from proofs.open_loop import OpenLoop
 from proofs.stack import ROOT, SMALL_BUDGET, Stack, until
+from proofs.test_slow_clients import Clients
 from proofs.test_upstream import nginx_processes
 
 COMMITTED = {name: value or "" for name, value in dotenv_values(ROOT / ".env").items()}
@@ -219,3 +223,84 @@ def threads(stack: Stack) -> int:
         return sum(len(list(Path(f"/proc/{worker['pid']}/task").iterdir())) for worker in stack.workers())
     top = subprocess.check_output(["docker", "top", container(stack, "app"), "-o", "pid,nlwp"], text=True)
     return sum(int(line.split()[1]) for line in top.splitlines()[1:])
+
+
+# --- What the budget's arithmetic says of nginx -----------------------------------------------------------------
+
+
+@pytest.fixture
+def native(committed: Stack) -> Stack:
+    if committed.way != "native":
+        pytest.skip("the same configuration; natively its processes can be looked at")
+    return committed
+
+
+def test_an_answer_that_nobody_reads_holds_what_the_budget_says(native: Stack) -> None:
+    """Compressed, because that costs most."""
+    count = 60
+    request = "GET /text?media_type=text/plain&size=16000000 HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\n\r\n"
+    before = sum(map(pss_mb, nginx_processes(native)))
+    with Clients(native, count, request, receive_buffer=4096):
+        until("as many answers under way", lambda: len(upstream_connections(native)) >= count)
+        held = settled(lambda: sum(map(pss_mb, nginx_processes(native)))) - before
+    most = space.CONNECTION + space.REQUEST + space.COMPRESSOR + int(COMMITTED["PROXY_BUFFER_BYTES"])
+    each = held * 2**20 / count
+    assert each <= most, f"a compressed answer holds {each / 1024:.0f} KiB of nginx, the budget has {most / 1024:.0f}"
+
+
+def test_a_body_that_fits_the_buffer_waits_in_memory(native: Stack) -> None:
+    with native.client() as client:
+        size = int(COMMITTED["CLIENT_BODY_BUFFER_BYTES"])
+        assert client.post("/upload?fits", content=(size - 1) * b"x").status_code == 200
+        assert client.post("/upload?does-not", content=2 * size * b"x").status_code == 200
+    log = native.folder / "stack.log"
+    lines = [line for line in log.read_text().splitlines() if "buffered to a temporary file" in line]
+    assert any("/upload?does-not" in line for line in lines), "a body that does not fit is not in a file"
+    assert not any("/upload?fits" in line for line in lines), "a body that fits the buffer is in a file"
+
+
+def settled(measure: Callable[[], float]) -> float:
+    """What it measures, once it grows no more."""
+    last = measure()
+    for _ in range(60):
+        time.sleep(0.5)
+        now = measure()
+        if abs(now - last) < 0.1:
+            return now
+        last = now
+    return last
+
+
+def upstream_connections(stack: Stack) -> list[str]:
+    """nginx's ends of its connections to the app."""
+    ports = {f"{stack.app_port + n:04X}" for n in range(int(stack.rows["WORKERS"]))}
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return [line for line in lines if line.split()[2].rpartition(":")[2] in ports and line.split()[3] == "01"]
+
+
+# --- Streams ----------------------------------------------------------------------------------------------------
+
+STREAMS = ("application/json", "application/x-ndjson", "text/csv", "text/plain", "text/event-stream")
+
+
+def test_each_piece_of_an_answer_arrives_when_it_is_sent(committed: Stack) -> None:
+    """Of any type, also for a client that takes gzip."""
+    cases = [(media_type, coding) for media_type in STREAMS for coding in ("gzip", "identity")]
+    with ThreadPoolExecutor(len(cases)) as threads:
+        early = dict(zip(cases, threads.map(lambda case: first_is_early(committed, *case), cases), strict=True))
+    late = [f"{media_type} ({coding})" for (media_type, coding), is_early in early.items() if not is_early]
+    assert not late, f"the first piece came after the second was sent: {', '.join(late)}"
+
+
+def first_is_early(stack: Stack, media_type: str, coding: str) -> bool:
+    """Whether the first piece is here before the app sends the second, which says when that was."""
+    arrived, text = 0.0, ""
+    asked = {"params": {"media_type": media_type, "count": "2", "ms": "3000"}, "headers": {"Accept-Encoding": coding}}
+    with stack.client() as client, client.stream("GET", "/pieces", **asked) as answer:  # type: ignore[arg-type]
+        for piece in answer.iter_text():
+            text += piece
+            if not arrived and text.endswith("\n"):
+                arrived = time.time()
+    first, second = text.split()
+    assert first.startswith("0,")
+    return arrived < float(second.partition(",")[2])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import base64
+import os
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -16,6 +17,7 @@ from proofs.apps.django_site import application
 
 PIECE = b"x" * (64 << 10)
 GIGABYTE = 1_000_000_000
+TEXT = base64.b64encode(os.urandom(12 << 20))
 
 app.mount("/django", application)
 
@@ -48,5 +50,11 @@ async def pieces(media_type: str, count: Annotated[int, Query(le=100)], ms: int)
 
 @app.get("/text")
 async def text(media_type: str, size: Annotated[int, Query(le=1 << 24)]) -> Response:
-    """A whole answer of some kilobytes under any type."""
-    return Response((json.dumps({"name": "value"}) * (size // 17 + 1))[:size], media_type=media_type)
+    """A whole answer under any type, which compressing makes a quarter smaller."""
+    return Response(TEXT[:size], media_type=media_type)
+
+
+@app.get("/headers")
+async def headers(size: Annotated[int, Query(le=30_000)]) -> Response:
+    """An answer with so many bytes of headers, as with many cookies."""
+    return Response("ok", headers={f"X-Long-{n}": "x" * 1000 for n in range(size // 1000)})
