@@ -31,9 +31,9 @@ ROWS = (
     | {f"{service.upper()}_TMP": f"{TMP_MB[service]}m" for service in LIMITED}
     | {"TCP_BUFFER_BYTES": TCP_BYTES}
     # The app starts with them only if the space budget holds.
-    | {"NGINX_MAX_UPLOADS_IN_FLIGHT": "200", "CLIENT_MAX_UPLOADS_IN_FLIGHT": "100", "WORKER_MEMORY_MB": "50"}
+    | {"NGINX_MAX_UPLOADS_IN_FLIGHT": "100", "CLIENT_MAX_UPLOADS_IN_FLIGHT": "20", "WORKER_MEMORY_MB": "50"}
     | {"APP_MAX_REQUESTS_IN_FLIGHT": "10", "CLIENT_MAX_REQUESTS_IN_FLIGHT": "20", "NGINX_MAX_REQUESTS_IN_FLIGHT": "40"}
-    | {"NGINX_WORKER_CONNECTIONS": "300", "NGINX_WORKERS": "1"}
+    | {"NGINX_WORKER_CONNECTIONS": "208", "NGINX_WORKERS": "1"}
     | {"APP_REPLICAS": "3", "STOP_GRACE_SECONDS": str(GRACE_SECONDS)}
 )
 # These wait for seconds that the engine counts: begun before the first test, looked at by the last.

@@ -238,7 +238,7 @@ def native(committed: Stack) -> Stack:
 def test_an_answer_that_nobody_reads_holds_what_the_budget_says(native: Stack) -> None:
     """Compressed, because that costs most."""
     count = 60
-    request = "GET /text?media_type=text/plain&size=16000000 HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\n\r\n"
+    request = "GET /large?media_type=text/plain HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\n\r\n"
     before = sum(map(pss_mb, nginx_processes(native)))
     with Clients(native, count, request, receive_buffer=4096):
         until("as many answers under way", lambda: len(upstream_connections(native)) >= count)

@@ -70,6 +70,13 @@ class Term:
         """The product with the rows' names and values."""
         return " x ".join(_shown(settings, factor) for factor in self.factors) + f" ({self.what})"
 
+    def formula(self) -> str:
+        """The product with the rows' names."""
+        names = (
+            f.upper() if isinstance(f, str) else f.name if isinstance(f, Derived) else _size(f) for f in self.factors
+        )
+        return " x ".join(names)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -211,9 +218,13 @@ def _value(settings: Settings, factor: Factor) -> int:
 
 def _shown(settings: Settings, factor: Factor) -> str:
     if isinstance(factor, int):
-        return next(
-            (f"{factor // size}{unit}" for unit, size in (("m", MIB), ("k", KIB)) if factor % size == 0), str(factor)
-        )
+        return _size(factor)
     if isinstance(factor, Derived):
         return f"({factor.name})={factor.of(settings)}"
     return f"{factor.upper()}={getattr(settings, factor)}"
+
+
+def _size(number: int) -> str:
+    return next(
+        (f"{number // size}{unit}" for unit, size in (("m", MIB), ("k", KIB)) if number % size == 0), f"{number}"
+    )
