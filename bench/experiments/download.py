@@ -15,7 +15,7 @@ from bench.processes import Bench, CannotRun
 from bench.ratios import Goal, ratios
 
 QUESTION = "How fast does an answer of 1 GB come through this stack, and through a plain app and proxy?"
-ROUNDS = 8
+ROUNDS = 6
 GOAL = Goal("at least", 0.8)
 APP = "bench.experiments.download_app:app"
 PLAIN_CONF = Path(__file__).parent / "plain.conf.template"
@@ -23,7 +23,7 @@ OURS, SPOOLED, PLAIN = "this stack", "this stack with nginx's buffers and files"
 
 
 def seconds() -> float:
-    return 5 + ROUNDS * 3 * 1.6
+    return 3 + ROUNDS * 3 * 0.9
 
 
 def run(progress: Progress) -> Result:
