@@ -19,7 +19,7 @@ from proofs.test_proxy import assert_json_error
 
 SERVICES = ("nginx", "app", "locust", "locust-worker")
 LIMITED = ("nginx", "app", "locust")  # locust-worker is made after locust
-MEMORY_MB = {"nginx": 64, "app": 256, "locust": 150}
+MEMORY_MB = {"nginx": 96, "app": 256, "locust": 150}
 PIDS = {"nginx": 20, "app": 200, "locust": 40}
 TMP_MB = {"nginx": 20, "app": 21, "locust": 22}
 TCP_BYTES = "50000"
