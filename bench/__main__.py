@@ -23,6 +23,7 @@ from bench.experiments import (
     balance,
     burst,
     connections,
+    download,
     keepalive,
     layers,
     lifecycle,
@@ -50,6 +51,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "balance": balance,
     "burst": burst,
     "overload": overload,
+    "download": download,
     "connections": connections,
     "sync": sync,
     "servers": servers,
@@ -58,7 +60,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "start": start,
 }
 # What `make bench` runs: those with goals.
-BENCH = ("shell", "proxy", "lifecycle", "balance", "burst", "overload", "start")
+BENCH = ("shell", "proxy", "lifecycle", "balance", "burst", "overload", "download", "start")
 REPORTS = ROOT / "reports/bench"
 PAGE = ROOT / "reports/lab/index.html"
 DOCS = ROOT / "docs/measurements.md"

@@ -19,6 +19,16 @@ from stack.console import Failure, answers, wait_for
 from stack.render import fill, render
 from stack.settings import GIVEN, ROOT, StackSettings, rows
 
+# All load comes from one address, and stands for many: there is space for all of it.
+SPACE = {
+    "CLIENT_MAX_REQUESTS_IN_FLIGHT": "7500",
+    "NGINX_MAX_REQUESTS_IN_FLIGHT": "7600",
+    "NGINX_WORKER_CONNECTIONS": "16384",
+    "NGINX_MEMORY": "100g",
+    "APP_MEMORY": "100g",
+    "APP_PIDS": "100000",
+}
+
 
 class CannotRun(Exception):
     """There is nothing to measure; the text says why."""
@@ -110,7 +120,7 @@ class Bench:
     def __init__(self, name: str, **changed: str) -> None:
         self._project = f"bench-{os.getpid()}-{name}"
         # A worker replaced in the middle of a slice costs more than the slice.
-        table = rows() | {"MAX_REQUESTS": "0", "MAX_REQUESTS_JITTER": "0"} | changed
+        table = rows() | {"MAX_REQUESTS": "0", "MAX_REQUESTS_JITTER": "0"} | changed | SPACE
         ports = free_ports(read(StackSettings, GIVEN | table).workers + 2)  # each worker may have one
         table |= {"HTTP_PORT": str(ports[0]), "APP_PORT": str(ports[2])}
         with self._named():

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Writes upstream.conf: where the app listens. The entrypoint of the nginx image runs it, and so does the native way.
-# A template cannot say it, because how it is found differs: by Docker's DNS in Compose, on loopback natively.
+# Writes upstream.conf, where the app listens, and uploads.conf. The entrypoint of the nginx image runs it, and so does
+# the native way. A template cannot say it: how the app is found differs, by Docker's DNS in Compose, on loopback
+# natively; and a number's digits have to be counted.
 set -eu
 
 if [ -n "${UPSTREAM_RESOLVER:-}" ]; then
@@ -44,3 +45,13 @@ upstream app {
     keepalive_timeout ${UPSTREAM_KEEPALIVE_SECONDS}s;
 }
 UPSTREAM
+
+# A body with fewer digits in its length than CLIENT_BODY_BUFFER_BYTES, a power of ten, fits into the buffer.
+cat >"${NGINX_RUN}/uploads.conf" <<UPLOADS
+# The client's address where the request is an upload: its body goes to a file, or may (chunked, its length unknown).
+map "\$http_transfer_encoding\$content_length" \$stack_upload {
+    default \$binary_remote_addr;
+    "" "";
+    "~^[0-9]{1,$((${#CLIENT_BODY_BUFFER_BYTES} - 1))}\$" "";
+}
+UPLOADS

@@ -50,8 +50,20 @@ SMALL_BUDGET = {
     "WORKER_TIMEOUT_SECONDS": "10",
     "LONGEST_BLOCK_SECONDS": "2",
     "CLIENT_MAX_BODY_BYTES": "65536",
-    "CLIENT_MAX_REQUESTS_IN_FLIGHT": "5000",
+    "CLIENT_BODY_BUFFER_BYTES": "10000",
     "APP_MAX_REQUESTS_IN_FLIGHT": "1000",
+    # All clients of a proof have one address, and it must not be that which is refused.
+    "CLIENT_MAX_REQUESTS_IN_FLIGHT": "5000",
+    "CLIENT_MAX_UPLOADS_IN_FLIGHT": "1000",
+    "NGINX_MAX_REQUESTS_IN_FLIGHT": "6000",
+    "NGINX_MAX_UPLOADS_IN_FLIGHT": "1100",
+    "NGINX_WORKERS": "2",
+    "NGINX_WORKER_CONNECTIONS": "12500",
+    "NGINX_MEMORY": "8g",
+    "NGINX_TMP": "152m",
+    "APP_MEMORY": "2g",
+    "APP_TMP": "144m",
+    "APP_PIDS": "4096",
 }
 
 # For stacks under load, on a machine that may be slow for a while: what is proved there is loss, not time. The drain

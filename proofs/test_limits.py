@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import select
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from http.client import HTTPResponse
 from typing import Any
 
 import pytest
 
 from proofs.conftest import started
-from proofs.stack import Stack
+from proofs.stack import Stack, until
 from proofs.test_proxy import assert_json_error, raw
 from proofs.test_upstream import nginx_processes, signal_all
 from stack.settings import rows
@@ -22,8 +26,15 @@ pytestmark = pytest.mark.xdist_group("native")
 
 @pytest.fixture(scope="module")
 def strict() -> Iterator[Stack]:
-    """Two requests in flight for each address, and one name."""
-    strict: dict[str, Any] = {"CLIENT_MAX_REQUESTS_IN_FLIGHT": "2", "SERVER_NAMES": "example.com *.example.net"}
+    """Two requests in flight for each address, one of them an upload; six for all, of them two uploads; one name."""
+    strict: dict[str, Any] = {
+        "CLIENT_MAX_REQUESTS_IN_FLIGHT": "2",
+        "CLIENT_MAX_UPLOADS_IN_FLIGHT": "1",
+        "NGINX_MAX_REQUESTS_IN_FLIGHT": "6",
+        "NGINX_MAX_UPLOADS_IN_FLIGHT": "2",
+        "CLIENT_BODY_TIMEOUT_SECONDS": "20",
+        "SERVER_NAMES": "example.com *.example.net",
+    }
     yield from started(Stack("native", "strict", **strict))
 
 
@@ -35,6 +46,75 @@ def test_one_address_gets_so_many_requests_in_flight_and_429_for_the_next(strict
         for answer in refused:
             assert_json_error(answer, 429, "Too Many Requests")
         assert client.get("/").status_code == 200, "the place is free again"
+
+
+LENGTH, CHUNKED = "Content-Length: 20000", "Transfer-Encoding: chunked"
+SMALL = "Content-Length: 9999"
+
+
+def begun(stack: Stack, address: str, opened: ExitStack, body: str) -> socket.socket:
+    """A POST from this address whose body is still to come."""
+    connection = socket.create_connection(("127.0.0.1", stack.http_port), 30, source_address=(address, 0))
+    opened.enter_context(connection)
+    head = f"POST /upload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{body}\r\n\r\n"
+    connection.sendall(head.encode())
+    return connection
+
+
+def refusal(connection: socket.socket) -> tuple[int, dict[str, Any], str]:
+    """The status, the body, and Retry-After, of an answer that comes before the request's end."""
+    answer = HTTPResponse(connection)
+    answer.begin()
+    return answer.status, json.loads(answer.read()), answer.headers.get("Retry-After", "")
+
+
+def waits(connection: socket.socket) -> bool:
+    """Whether nginx has let it in: it says nothing, while another connection is served."""
+    with contextlib.suppress(TimeoutError):
+        connection.settimeout(0.3)
+        connection.recv(1, socket.MSG_PEEK)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("body", [LENGTH, CHUNKED])
+def test_uploads_of_one_address_and_of_all_are_bounded_and_small_bodies_are_not(strict: Stack, body: str) -> None:
+    """Who has too many gets 429, who comes when all have too many 503: at once, and both may ask again."""
+    with ExitStack() as opened:
+        assert waits(begun(strict, "127.0.0.2", opened, body))
+        status, said, after = refusal(begun(strict, "127.0.0.2", opened, body))
+        assert (status, said["error"], after) == (429, "Too Many Requests", "1"), f"a second upload of one got {status}"
+        assert waits(begun(strict, "127.0.0.3", opened, body))
+        status, said, after = refusal(begun(strict, "127.0.0.4", opened, body))
+        assert (status, said["error"], after) == (503, "Service Unavailable", "1"), (
+            f"the third upload of all got {status}"
+        )
+        small = begun(strict, "127.0.0.4", opened, SMALL)
+        small.sendall(9999 * b"x")
+        assert b" 200 OK" in small.recv(100), "beside uploads that take all space a small body is refused"
+    with strict.client() as client:
+        until("the space is free again", lambda: client.post("/upload", content=20_000 * b"x").status_code == 200)
+
+
+def test_requests_of_all_addresses_together_are_bounded(strict: Stack) -> None:
+    with ExitStack() as opened, strict.client() as client:
+        for address in (2, 3, 4):
+            for _ in range(2):
+                assert waits(begun(strict, f"127.0.0.{address}", opened, SMALL))
+        answer = client.get("/")
+        assert_json_error(answer, 503, "Service Unavailable")
+        assert answer.headers["retry-after"] == "1"
+        assert client.get("/nginx-health").status_code == 200, "nginx is not healthy because it is full"
+    with strict.client() as client:
+        until("the space is free again", lambda: client.get("/").status_code == 200)
+
+
+def test_an_upload_that_asks_first_is_told_to_go_on_or_refused(strict: Stack) -> None:
+    with ExitStack() as opened:
+        first = begun(strict, "127.0.0.2", opened, f"{LENGTH}\r\nExpect: 100-continue")
+        assert first.recv(100).startswith(b"HTTP/1.1 100 ")
+        status, _, _ = refusal(begun(strict, "127.0.0.2", opened, f"{LENGTH}\r\nExpect: 100-continue"))
+        assert status == 429
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,12 @@ def test_make_up_names_a_broken_rule_before_it_starts_anything(native: Stack) ->
     assert_refused(native, done, "rule drain-outlasts-idle", "UPSTREAM_KEEPALIVE_SECONDS=1", "DRAIN_SECONDS=1", "502")
 
 
+def test_make_up_names_a_broken_rule_of_space_before_it_starts_anything(native: Stack) -> None:
+    done = native.make("up", NGINX_MEMORY="64m", APP_PIDS="100")
+    assert_refused(native, done, "rule requests-fit-nginx-memory", "NGINX_MEMORY=64m", "rule threads-fit-app-pids")
+    assert len(done.stderr.splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("row", "value", "must_be"),
     [("WORKERS", "0", "greater than or equal to 1"), ("WORKERS", "two", "valid integer"),
@@ -163,7 +169,7 @@ def test_an_unknown_shape_of_load_is_refused(native: Stack) -> None:
 
 def test_a_container_with_a_broken_budget_refuses_to_start() -> None:
     require_engine()
-    stack = Stack("compose", "refused", DRAIN_SECONDS="1")
+    stack = Stack("compose", "refused", DRAIN_SECONDS="1", WORKER_MEMORY_MB="1000")
     try:
         stack.compose("build", "--quiet", "app")
         done = subprocess.run(
@@ -172,6 +178,7 @@ def test_a_container_with_a_broken_budget_refuses_to_start() -> None:
         )  # fmt: skip
         assert done.returncode != 0, done.stdout
         assert "rule drain-outlasts-idle" in done.stderr
+        assert "rule workers-fit-app-memory" in done.stderr
     finally:
         stack.down()
 

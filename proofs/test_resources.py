@@ -19,13 +19,21 @@ from proofs.test_proxy import assert_json_error
 
 SERVICES = ("nginx", "app", "locust", "locust-worker")
 LIMITED = ("nginx", "app", "locust")  # locust-worker is made after locust
-MEMORY_MB = {"nginx": 64, "app": 256, "locust": 150}
-PIDS = {"nginx": 20, "app": 30, "locust": 40}
+MEMORY_MB = {"nginx": 96, "app": 256, "locust": 150}
+PIDS = {"nginx": 20, "app": 200, "locust": 40}
+TMP_MB = {"nginx": 20, "app": 21, "locust": 22}
+TCP_BYTES = "50000"
 # Longer than the ten seconds that an engine waits by itself.
 GRACE_SECONDS = 13
 ROWS = (
     {f"{service.upper()}_MEMORY": f"{MEMORY_MB[service]}m" for service in LIMITED}
     | {f"{service.upper()}_PIDS": str(PIDS[service]) for service in LIMITED}
+    | {f"{service.upper()}_TMP": f"{TMP_MB[service]}m" for service in LIMITED}
+    | {"TCP_BUFFER_BYTES": TCP_BYTES}
+    # The app starts with them only if the space budget holds.
+    | {"NGINX_MAX_UPLOADS_IN_FLIGHT": "100", "CLIENT_MAX_UPLOADS_IN_FLIGHT": "20", "WORKER_MEMORY_MB": "50"}
+    | {"APP_MAX_REQUESTS_IN_FLIGHT": "10", "CLIENT_MAX_REQUESTS_IN_FLIGHT": "20", "NGINX_MAX_REQUESTS_IN_FLIGHT": "40"}
+    | {"NGINX_WORKER_CONNECTIONS": "208", "NGINX_WORKERS": "1"}
     | {"APP_REPLICAS": "3", "STOP_GRACE_SECONDS": str(GRACE_SECONDS)}
 )
 # These wait for seconds that the engine counts: begun before the first test, looked at by the last.
@@ -124,10 +132,25 @@ def test_a_process_that_wants_more_memory_than_its_row_says_is_killed(bare: Stac
 
 @pytest.mark.parametrize("service", LIMITED)
 def test_a_container_gets_no_more_processes_than_its_row_says(bare: Stack, service: str) -> None:
-    lines = output(bare, service, "n=0; while [ $n -lt 100 ]; do sleep 5 & n=$((n+1)); echo $n; done").split()
+    lines = output(bare, service, "n=0; while [ $n -lt 300 ]; do sleep 5 & n=$((n+1)); echo $n; done").split()
     limit = PIDS[service]
     assert len(lines) < limit, f"{service} started {len(lines)} processes, the row says {limit}"
     assert len(lines) > limit / 2, f"{service} got only {len(lines)} processes, the row says {limit}"
+
+
+@pytest.mark.parametrize(("service", "folder"), [("nginx", "/run/nginx"), ("app", "/tmp"), ("locust", "/tmp")])
+def test_a_folder_in_memory_is_no_larger_than_its_row_says(bare: Stack, service: str, folder: str) -> None:
+    limit = TMP_MB[service]
+    megabytes = int(output(bare, service, f"df -m {folder} | tail -n 1").split()[1])
+    assert megabytes == limit, f"{folder} of {service} has {megabytes} MiB, the row says {limit}"
+
+
+@pytest.mark.parametrize("service", ["nginx", "app"])
+def test_the_kernel_holds_no_more_of_a_connection_than_the_row_says(bare: Stack, service: str) -> None:
+    most = output(bare, service, "cd /proc/sys/net/ipv4; cat tcp_wmem tcp_rmem").split()[2::3]
+    assert most == [TCP_BYTES, TCP_BYTES], (
+        f"the kernel holds up to {' and '.join(most)} bytes of a connection of {service}"
+    )
 
 
 def test_the_log_of_a_container_is_bounded_but_not_short(bare: Stack) -> None:

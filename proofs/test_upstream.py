@@ -29,6 +29,8 @@ ECHO: dict[str, Any] = {
     "APP_KEEPALIVE_SECONDS": "75",
     "WORKER_TIMEOUT_SECONDS": "60",
     "CLIENT_MAX_BODY_BYTES": str(64 << 20),
+    "CLIENT_MAX_UPLOADS_IN_FLIGHT": "1",
+    "NGINX_MAX_UPLOADS_IN_FLIGHT": "2",
 }
 PATIENCE = 15  # seconds; several times what is configured, a quarter of nginx's defaults
 # Addresses beside the workers' own: nobody listens there, or somebody who never accepts.

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from app.server import budget, cpus, memory
+from app.server import budget, cpus, space
 from app.server.settings import SettingsError, read
 from stack import compose, debian, native
 from stack.console import Failure, say
@@ -33,8 +33,9 @@ def check() -> int:
         instead = "that of the image is asked below" if engine else "make up installs it, or says how"
         say(f"skipped nginx -t: no nginx is installed here; {instead}")
     checks: list[tuple[str, Callable[[], str]]] = [
-        ("timeout budget", lambda: _budget(settings)),
-        ("workers fit the CPUs and the memory", lambda: _workers(settings, in_compose=engine is not None)),
+        ("timeout budget", lambda: _budget(budget.violations(settings), len(budget.RULES))),
+        ("space budget", lambda: _budget(space.violations(settings), len(space.RULES))),
+        ("workers fit the CPUs", lambda: _workers(settings, in_compose=engine is not None)),
         ("nginx -t and gixy" if binary else "gixy", lambda: _nginx(binary, settings, table)),
         ("ruff check", lambda: _tool("ruff", "check", ".")),
         ("ruff format", lambda: _tool("ruff", "format", "--check", ".")),
@@ -56,23 +57,15 @@ def check() -> int:
     return failed
 
 
-def _budget(settings: StackSettings) -> str:
-    if broken := budget.violations(settings):
+def _budget(broken: list[str], rules: int) -> str:
+    if broken:
         raise Failure("\n".join(broken))
-    return f"{len(budget.RULES)} rules hold"
+    return f"{rules} rules hold"
 
 
 def _workers(settings: StackSettings, in_compose: bool) -> str:
     usable = min(cpus.usable(), settings.app_cpus) if in_compose else cpus.usable()
     hold_to_cpus(settings.workers, usable)
-    processes = (os.cpu_count() or 1) + 2  # nginx counts the machine's CPUs, whatever NGINX_CPUS is
-    if in_compose and processes > settings.nginx_pids:
-        raise Failure(
-            f"NGINX_PIDS={settings.nginx_pids}: nginx starts a worker for each of {os.cpu_count()} CPUs, and cannot; "
-            f"set it to {2 * processes}, or a number in place of auto in nginx/templates/nginx.conf.template"
-        )
-    if in_compose and (advice := memory.advice(settings.workers, settings.worker_memory_mb, settings.app_memory)):
-        raise Failure(advice)
     return f"WORKERS={settings.workers} on {usable:g} CPUs, one for each"
 
 
@@ -108,7 +101,8 @@ def _nginx(binary: str | None, settings: StackSettings, table: dict[str, str]) -
             _run([binary, "-t", "-q", "-e", "stderr", "-c", f"{folder}/nginx.conf"])
         # As the image reads it: with every directive.
         render(values, run, (1, 30))
-        _run([str(BIN / "gixy"), f"{folder}/nginx.conf"])
+        # proxy_buffering is off: what a slow reader costs then is in the space budget (docs/limits.md).
+        _run([str(BIN / "gixy"), "--skips", "proxy_buffering_off", f"{folder}/nginx.conf"])
     return note
 
 

@@ -9,19 +9,16 @@ from typing import Annotated, Literal
 from dotenv import dotenv_values
 from pydantic import Field
 
-from app.server import budget
-from app.server.settings import Milliseconds, Port, Seconds, Settings, SettingsError, read
+from app.server import budget, space
+from app.server.settings import Count, Memory, Milliseconds, Port, Seconds, Settings, SettingsError, read
 
 ROOT = Path(__file__).parent.parent
-Memory = Annotated[str, Field(pattern=r"^[1-9]\d*[kmg]$", description="must be a number with k, m or g, as 512m")]
 Cpus = Annotated[float, Field(gt=0, le=1024)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class StackSettings(Settings):
     """One field for each row of .env."""
 
-    app_replicas: Annotated[int, Field(ge=1, le=100)]
     enable_lab: Literal["0", "1"]
 
     http_port: Port
@@ -37,23 +34,14 @@ class StackSettings(Settings):
     client_keepalive_seconds: Seconds
     client_keepalive_min_seconds: Seconds
     proxy_send_timeout_seconds: Seconds
-    upstream_keepalive_connections: Count
 
-    client_max_body_bytes: Annotated[int, Field(ge=1)]
-    client_max_header_bytes: Annotated[int, Field(ge=1024, le=1 << 20)]
-    client_max_requests_in_flight: Count
-    app_max_requests_in_flight: Annotated[int, Field(ge=0, le=1_000_000)]
-    nginx_worker_connections: Annotated[int, Field(ge=64, le=1_000_000)]
     gzip_min_bytes: Annotated[int, Field(ge=0)]
 
     nginx_cpus: Cpus
-    nginx_memory: Memory
-    nginx_pids: Count
     app_cpus: Cpus
-    app_memory: Memory
-    app_pids: Count
     locust_cpus: Cpus
     locust_memory: Memory
+    locust_tmp: Memory
     locust_pids: Count
 
     loadtest_shape: Literal["closed", "rate"]
@@ -82,11 +70,11 @@ def rows() -> dict[str, str]:
 def checked() -> tuple[StackSettings, dict[str, str]]:
     """The settings, and the rows they were read from.
 
-    Raises SettingsError where a row is missing or wrong, or where the timeout budget does not hold.
+    Raises SettingsError where a row is missing or wrong, or where the timeout budget or the space budget does not hold.
     """
     table = rows()
     settings = read(StackSettings, GIVEN | table)
-    if broken := budget.violations(settings):
+    if broken := budget.violations(settings) + space.violations(settings):
         raise SettingsError("\n".join(broken))
     return settings, table
 

@@ -7,7 +7,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from app.server import budget, logs, networks
+from app.server import budget, logs, networks, space
 from app.server.settings import Settings, SettingsError, read
 
 
@@ -24,7 +24,7 @@ def metrics_folder(parent: str) -> str:
 
 try:
     settings = read(Settings, os.environ)
-    if broken := budget.violations(settings):
+    if broken := budget.violations(settings) + space.violations(settings):
         raise SettingsError("\n".join(broken))
 except SettingsError as error:
     sys.exit(str(error))

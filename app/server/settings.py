@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 Seconds = Annotated[int, Field(ge=1, le=3600)]
 Milliseconds = Annotated[int, Field(ge=1, le=3_600_000)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Memory = Annotated[str, Field(pattern=r"^[1-9]\d*[kmg]$", description="must be a number with k, m or g, as 512m")]
+
+
+def _power_of_ten(number: int) -> int:
+    if str(number).rstrip("0") != "1":
+        raise ValueError("no power of ten")
+    return number
 
 
 class SettingsError(Exception):
@@ -56,6 +64,29 @@ class Settings(BaseModel):
     stop_grace_seconds: Seconds
     worker_timeout_seconds: Seconds
     longest_block_seconds: Seconds
+
+    app_replicas: Annotated[int, Field(ge=1, le=100)]
+    client_max_body_bytes: Annotated[int, Field(ge=1)]
+    client_max_header_bytes: Annotated[int, Field(ge=1024, le=1 << 20)]
+    client_body_buffer_bytes: Annotated[
+        int, AfterValidator(_power_of_ten), Field(ge=1000, description="must be a power of ten from 1000 on, as 100000")
+    ]
+    client_max_requests_in_flight: Count
+    client_max_uploads_in_flight: Count
+    nginx_max_requests_in_flight: Count
+    nginx_max_uploads_in_flight: Count
+    app_max_requests_in_flight: Annotated[int, Field(ge=0, le=1_000_000)]
+    nginx_workers: Annotated[int, Field(ge=1, le=256)]
+    nginx_worker_connections: Annotated[int, Field(ge=64, le=1_000_000)]
+    upstream_keepalive_connections: Count
+    proxy_buffer_bytes: Annotated[int, Field(ge=4096, le=1 << 20)]
+    tcp_buffer_bytes: Annotated[int, Field(ge=16_384, le=1 << 26)]
+    nginx_memory: Memory
+    nginx_tmp: Memory
+    nginx_pids: Count
+    app_memory: Memory
+    app_tmp: Memory
+    app_pids: Count
 
     @property
     def listeners(self) -> int:

@@ -24,7 +24,7 @@ from dotenv import dotenv_values
 from app.server import budget, cpus
 from app.server.settings import SettingsError, read
 from bench import report, target
-from bench.capacity import curve, probe, recommend, search
+from bench.capacity import curve, recommend, search
 from bench.capacity.knee import NoneHolds, TooNoisy, Trials, find, find_roughly, measured
 from bench.capacity.probe import Objectives, Probe
 from bench.capacity.recommend import USUAL, Measured
@@ -60,9 +60,7 @@ def counts(settings: StackSettings) -> list[int]:
 def rows_of_a_probe(settings: StackSettings, table: Mapping[str, str], workers: int) -> dict[str, str]:
     """What is other than in .env while it is searched: the limits that follow from the finding are out of the way."""
     out_of_the_way = {
-        "CLIENT_MAX_REQUESTS_IN_FLIGHT": "65535",  # all load comes from one address, and stands for many
         "APP_MAX_REQUESTS_IN_FLIGHT": "0",
-        "NGINX_WORKER_CONNECTIONS": str(max(settings.nginx_worker_connections, 4 * probe.MOST_UNDER_WAY)),
     }
     rows = {row: value for row, value in out_of_the_way.items() if row in table}
     return rows | {"WORKERS": str(workers)} | recommend.fitting(settings, workers)
@@ -152,7 +150,7 @@ def run(seconds: float) -> Found:
 def _tried(found: Found, seconds: float, progress: Progress) -> list[Probe]:
     """The probes of the usual load that did not hold with the recommended rows, limits and all; none if most did."""
     rate = USUAL * recommend.best(found.by_workers).rate
-    rows = {each.row: each.value for each in found.recommendations} | {"CLIENT_MAX_REQUESTS_IN_FLIGHT": "65535"}
+    rows = {each.row: each.value for each in found.recommendations}
     progress.step("trying the recommended rows")
     with started("capacity-recommended", found.target, rows) as port:
         trials = Trials(port, found.target, found.objectives, progress, seconds / 2, float("inf"))

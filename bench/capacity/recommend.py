@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from app.server import space
 from stack.settings import ROOT, StackSettings
 
 # A smaller number of workers is as good when it bears this share of the best.
@@ -83,8 +84,6 @@ def recommend(
     rows += [(row, value, f"the timeout budget, for {chosen.workers} workers") for row, value in tied.items()]
     if settings.app_cpus < chosen.workers:
         rows.append(("APP_CPUS", f"{chosen.workers:.1f}", "a CPU for each worker"))
-    if (memory := _memory_mb(chosen.workers, table)) > _mib(settings.app_memory):
-        rows.append(("APP_MEMORY", f"{memory}m", "each worker's WORKER_MEMORY_MB, and one's that is being replaced"))
     each = times * places(chosen)
     rows.append(
         (
@@ -97,7 +96,7 @@ def recommend(
     under_way = max(each * chosen.workers, chosen.most_under_way)
     kept = min(1024, max(16, 16 * ceil(under_way / 16)))
     rows.append(("UPSTREAM_KEEPALIVE_CONNECTIONS", str(kept), f"at most {under_way} requests are under way"))
-    needed = 2 * under_way + 1024
+    needed = 2 * max(under_way, settings.nginx_max_requests_in_flight) + kept
     connections = settings.nginx_worker_connections
     if connections < needed or connections > descriptors:
         connections = min(descriptors, 1024 * ceil(needed / 1024))
@@ -109,15 +108,15 @@ def recommend(
             f"{descriptors} descriptors",
         )
     )
+    chosen_settings = settings.model_copy(
+        update={row.lower(): type(getattr(settings, row.lower()))(value) for row, value, _ in rows}
+    )
+    rows += [
+        (rule.limit.upper(), rule.amount(rule.needed(chosen_settings)), f"the space budget, rule {rule.name}")
+        for rule in space.RULES
+        if rule.limit != "nginx_worker_connections" and rule.broken_by(chosen_settings)
+    ]
     return [Recommendation(row, table[row], value, why) for row, value, why in rows if row in table]
-
-
-def _mib(memory: str) -> float:
-    return int(memory[:-1]) * {"k": 1 / 1024, "m": 1, "g": 1024}[memory[-1]]
-
-
-def _memory_mb(workers: int, table: Mapping[str, str]) -> int:
-    return (workers + 1) * int(table.get("WORKER_MEMORY_MB", "0"))
 
 
 def with_rows(text: str, rows: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ QUESTION = (
     "256 connections are opened at once, and each asks again as soon as it is answered: how long do their first "
     "requests take (p99) on a stack that no request has reached yet, and on one that is warm?"
 )
-ROUNDS = 26  # a burst varies by a third, and the two loops differ by less
+ROUNDS = 24  # a burst varies by a third, and the two loops differ by less
 CONNECTIONS = 256
 # The load of a burst goes on for so long, or until each connection has had its first answer.
 BURST_SECONDS = 0.5

@@ -111,7 +111,6 @@ class _Stack:
             WORKERS=str(WORKERS),
             APP_MODULE="bench.experiments.overload_app:app",
             APP_MAX_REQUESTS_IN_FLIGHT=str(limit),
-            CLIENT_MAX_REQUESTS_IN_FLIGHT=str(overload_load.MOST_CONNECTIONS),  # all load comes from one address
         )
         stack.enter_context(self.bench.own_folder())
         self.tiers = {"app": stack.enter_context(self.bench.app()), "nginx": stack.enter_context(self.bench.nginx())}

@@ -8,6 +8,8 @@ CONF = "nginx/templates/nginx.conf.template"
 PROOFS = "proofs/test_overload.py::"
 REFUSED = f"{PROOFS}test_as_many_requests_as_there_are_places_are_served_and_the_others_get_503_at_once"
 NOBODY_ASKED = f"{PROOFS}test_nobody_is_asked_for_a_request_that_is_refused"
+ASKED = "            if ($stack_all_asked) {\n                return 503;\n            }\n"
+ALL_FULL = "proofs/test_limits.py::test_requests_of_all_addresses_together_are_bounded"
 APPS_OWN = f"{PROOFS}test_a_503_of_the_apps_own_goes_through_as_it_is"
 POST_502 = "proofs/test_errors.py::test_a_worker_that_dies_with_a_post_is_a_502_and_the_post_is_not_sent_again"
 
@@ -73,7 +75,33 @@ SETTINGS: list[Setting | Unproven] = [
         "A 503 of the app's own keeps the Retry-After that the app gave it.",
         "none",
         "for every 503",
-        [(CONF, '"503 /stack-error" 1;', '"~^503 " 1;')],
+        [(CONF, '"~^(429|503) /stack-error$" 1;', '"~^(429|503) " 1;')],
         [APPS_OWN],
+    ),
+    Setting(
+        ["nginx.conf: server / location / / error_page 429 ="],
+        "Whose limit it was that refused a request is looked at before it is answered.",
+        "429 for all",
+        "removed",
+        [(CONF, "            error_page 429 = @refused;\n", "")],
+        [ALL_FULL],
+    ),
+    Setting(
+        ["nginx.conf: server / location @refused / if $stack_all_asked"],
+        "What all clients have taken together is 503: it is not this one's fault.",
+        "429 for all",
+        "removed",
+        [
+            (CONF, ASKED, ""),
+        ],
+        [ALL_FULL],
+    ),
+    Setting(
+        ["nginx.conf: server / location @refused / return"],
+        "What a client has too many of itself is 429.",
+        "404",
+        "503",
+        [(CONF, "            return 429;\n", "            return 503;\n")],
+        ["proofs/test_limits.py::test_one_address_gets_so_many_requests_in_flight_and_429_for_the_next"],
     ),
 ]

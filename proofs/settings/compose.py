@@ -103,7 +103,49 @@ def hardened(service: str, line: str) -> Setting:
     )
 
 
+def sized(service: str, what: str) -> Setting:
+    row = f"{service.upper()}_TMP"
+    return Setting(
+        [f".env: {row}"],
+        f"{what} take no more memory than this.",
+        "half of the host's memory",
+        "removed",
+        [(FILE, f"size=${{{row}}}", "nosuid")],
+        [f"{RESOURCES}test_a_folder_in_memory_is_no_larger_than_its_row_says"],
+    )
+
+
+def of_sockets(name: str, does: str, before: str, *rows: str) -> Setting:
+    return Setting(
+        named(name, *rows),
+        does,
+        "4 MB and more, as the kernel sees fit",
+        "removed",
+        in_place_of(before, ""),
+        [f"{RESOURCES}test_the_kernel_holds_no_more_of_a_connection_than_the_row_says"],
+    )
+
+
 SETTINGS: list[Setting | Unproven] = [
+    sized("nginx", "Uploads"),
+    sized("app", "Temporary files of the app"),
+    sized("locust", "Temporary files of Locust"),
+    of_sockets(
+        "services.nginx.sysctls.net.ipv4.tcp_rmem",
+        "What the kernel holds of what a client has sent and nginx has not read.",
+        "      net.ipv4.tcp_rmem: 4096 ${TCP_BUFFER_BYTES} ${TCP_BUFFER_BYTES}\n",
+        "TCP_BUFFER_BYTES",
+    ),
+    of_sockets(
+        "services.nginx.sysctls.net.ipv4.tcp_wmem",
+        "What the kernel holds of what nginx has sent and a client has not read.",
+        "      net.ipv4.tcp_wmem: 4096 16384 ${TCP_BUFFER_BYTES}\n",
+    ),
+    of_sockets(
+        "services.app.sysctls",
+        "What the kernel holds of the app's connections to nginx.",
+        "    sysctls: *sockets\n",
+    ),
     Setting(
         named("x-hardened.read_only"),
         "The root file system is read-only: who breaks in can leave nothing there.",
@@ -259,7 +301,7 @@ SETTINGS: list[Setting | Unproven] = [
         "The one place that nginx may write to: its rendered configuration, its pid, large bodies and answers.",
         "none",
         "removed",
-        without('    tmpfs: ["/run/nginx:uid=101,gid=101,mode=0700"]'),
+        without('    tmpfs: ["/run/nginx:uid=101,gid=101,mode=0700,size=${NGINX_TMP}"]'),
         [ALONE],
     ),
     Setting(
@@ -318,7 +360,9 @@ SETTINGS: list[Setting | Unproven] = [
         "What the app may write to: the metrics of its workers, the state of its master.",
         "none",
         "removed",
-        in_place_of('    volumes: ["ledger:/data"]\n    tmpfs: [/tmp]\n', '    volumes: ["ledger:/data"]\n'),
+        in_place_of(
+            '    volumes: ["ledger:/data"]\n    tmpfs: ["/tmp:size=${APP_TMP}"]\n', '    volumes: ["ledger:/data"]\n'
+        ),
         [STARTS],
     ),
     Setting(
@@ -385,7 +429,9 @@ SETTINGS: list[Setting | Unproven] = [
         "What Locust may write to: `make loadtest` draws its chart there.",
         "none",
         "removed",
-        in_place_of("    networks: [edge, load]\n    tmpfs: [/tmp]\n", "    networks: [edge, load]\n"),
+        in_place_of(
+            '    networks: [edge, load]\n    tmpfs: ["/tmp:size=${LOCUST_TMP}"]\n', "    networks: [edge, load]\n"
+        ),
         [
             "proofs/test_loadtest.py::test_a_load_test_exits_0_exactly_when_its_objectives_are_met_and_leaves_a_report"
             "[compose-closed]"

@@ -9,9 +9,15 @@ PROOFS = "proofs/test_nginx.py"
 CONTAINER = "proofs/test_nginx_container.py"
 SLOW = "proofs/test_slow_clients.py"
 UPSTREAM = "proofs/test_upstream.py"
+SPACE = "proofs/test_space.py"
+UPLOADS = "proofs/test_limits.py::test_uploads_of_one_address_and_of_all_are_bounded_and_small_bodies_are_not"
+GZIP_TYPES = """    gzip_types application/javascript application/json application/manifest+json
+        application/problem+json application/rss+xml application/xml image/svg+xml
+        text/css text/csv text/javascript text/plain text/xml;
+"""
 STARTS = f"{CONTAINER}::test_nginx_starts_on_a_read_only_root_and_takes_large_bodies"
 HEADERS = f"{SLOW}::test_2000_half_open_headers_keep_nobody_out_and_are_cut_off"
-READERS = f"{SLOW}::test_clients_that_read_slowly_take_no_place_of_the_app_and_are_cut_off"
+READERS = f"{SLOW}::test_clients_that_read_nothing_hold_their_places_until_they_are_cut_off"
 LOGGED = f"{PROOFS}::test_the_access_log_says_who_asked_for_what_and_how_it_went"
 REFUSED = f"{PROOFS}::test_a_refused_request_is_logged_with_its_own_method_and_no_tries"
 BODIES = f"{PROOFS}::test_slow_bodies_from_one_address_take_its_places_and_no_others"
@@ -44,10 +50,11 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "worker_processes",
-        "A worker for each CPU.",
+        "The processes that serve: what they can hold together has to have its space.",
         "1",
-        "worker_processes auto;\n",
-        f"{PROOFS}::test_nginx_has_a_worker_for_each_cpu",
+        "worker_processes ${NGINX_WORKERS};\n",
+        f"{PROOFS}::test_nginx_has_as_many_workers_as_the_row_says",
+        "NGINX_WORKERS",
     ),
     removed(
         "worker_rlimit_nofile",
@@ -82,7 +89,11 @@ SETTINGS: list[Setting | Unproven] = [
         )
         for kind, folder, does in (
             ("client_body", "body", "Bodies that do not fit into memory wait here until they are whole."),
-            ("proxy", "proxy", "Answers that a slow client has not read yet wait here."),
+            (
+                "proxy",
+                "proxy",
+                "Not used, as answers wait in the app; nginx makes the folder at its start all the same.",
+            ),
             ("fastcgi", "fastcgi", "Not used; nginx makes the folder at its start all the same."),
             ("uwsgi", "uwsgi", "Not used; nginx makes the folder at its start all the same."),
             ("scgi", "scgi", "Not used; nginx makes the folder at its start all the same."),
@@ -258,11 +269,52 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "large_client_header_buffers",
-        "A longer header line or request line is refused.",
+        "A longer header line or request line is refused, and so is a header of more than two of them.",
         "8 KiB, four times",
-        "    large_client_header_buffers 4 ${CLIENT_MAX_HEADER_BYTES};\n",
+        "    large_client_header_buffers 2 ${CLIENT_MAX_HEADER_BYTES};\n",
         f"{PROOFS}::test_a_header_line_over_the_row_is_refused",
         "CLIENT_MAX_HEADER_BYTES",
+    ),
+    removed(
+        "client_body_buffer_size",
+        "A shorter body waits in memory until it is whole, and takes no file.",
+        "16 KiB",
+        "    client_body_buffer_size ${CLIENT_BODY_BUFFER_BYTES};\n",
+        f"{SPACE}::test_a_body_that_fits_the_buffer_waits_in_memory[native]",
+        "CLIENT_BODY_BUFFER_BYTES",
+    ),
+    removed(
+        "include uploads.conf",
+        "Which requests are uploads.",
+        "none",
+        "    include ${NGINX_RUN}/uploads.conf;\n",
+        STARTS,
+    ),
+    Setting(
+        ["uploads.conf: map $http_transfer_encoding$content_length $stack_upload"],
+        "A request whose body may not fit into memory counts as an upload of its client.",
+        "none",
+        "a body of unknown length (chunked) does not count",
+        [("nginx/40-upstream.sh", '    "" "";\n', '    "" "";\n    chunked "";\n')],
+        [f"{UPLOADS}[Transfer-Encoding: chunked]"],
+    ),
+    changed(
+        "map all $stack_all",
+        "All clients' requests are counted together; and who is refused for that is told so, with 503.",
+        "none",
+        "without the word that it was asked for: 429, as if it were the client's own fault",
+        '"~^(?<stack_all_asked>all)$" all;',
+        "all all;",
+        STARTS,
+    ),
+    changed(
+        "map $stack_upload $stack_uploads",
+        "All clients' uploads are counted together.",
+        "none",
+        "empty: they are not counted",
+        "        default all;\n",
+        '        default "";\n',
+        f"{UPLOADS}[Content-Length: 20000]",
     ),
     changed(
         "limit_conn_zone",
@@ -278,17 +330,41 @@ SETTINGS: list[Setting | Unproven] = [
         "Memory for tens of thousands of addresses with requests in flight; one more would be refused.",
         "none; it must be given",
         "32k, the least",
-        "zone=per_client:10m",
-        "zone=per_client:32k",
+        "zone=requests_of_client:10m",
+        "zone=requests_of_client:32k",
         f"{PROOFS}::test_many_addresses_are_counted_at_once",
     ),
     removed(
         "limit_conn",
         "One address has at most so many requests in flight.",
         "no limit",
-        "    limit_conn per_client ${CLIENT_MAX_REQUESTS_IN_FLIGHT};\n",
+        "    limit_conn requests_of_client ${CLIENT_MAX_REQUESTS_IN_FLIGHT};\n",
         BODIES,
         "CLIENT_MAX_REQUESTS_IN_FLIGHT",
+    ),
+    Setting(
+        [".env: CLIENT_MAX_UPLOADS_IN_FLIGHT"],
+        "One address has at most so many uploads in flight: it cannot take all the space for them.",
+        "no limit",
+        "removed",
+        [(CONF, "    limit_conn uploads_of_client ${CLIENT_MAX_UPLOADS_IN_FLIGHT};\n", "")],
+        [f"{UPLOADS}[Content-Length: 20000]"],
+    ),
+    Setting(
+        [".env: NGINX_MAX_REQUESTS_IN_FLIGHT"],
+        "All clients together have so many requests in flight, for which there is memory.",
+        "no limit: the kernel kills nginx when its memory is full",
+        "removed",
+        [(CONF, "    limit_conn requests ${NGINX_MAX_REQUESTS_IN_FLIGHT};\n", "")],
+        ["proofs/test_limits.py::test_requests_of_all_addresses_together_are_bounded"],
+    ),
+    Setting(
+        [".env: NGINX_MAX_UPLOADS_IN_FLIGHT"],
+        "All clients together have so many uploads in flight, for which there is space.",
+        "no limit: uploads fill the space, and then fail in their middle",
+        "removed",
+        [(CONF, "    limit_conn uploads ${NGINX_MAX_UPLOADS_IN_FLIGHT};\n", "")],
+        [f"{UPLOADS}[Content-Length: 20000]"],
     ),
     removed(
         "limit_conn_status",
@@ -304,12 +380,21 @@ SETTINGS: list[Setting | Unproven] = [
         "    gzip on;\n",
         f"{PROOFS}::test_large_json_is_compressed",
     ),
-    removed(
+    changed(
         "gzip_types",
-        "JSON is compressed (HTML always is), and event streams are not.",
+        "Text of all kinds is compressed (HTML always is), and event streams are not.",
         "HTML alone",
+        "JSON alone, as in many tutorials",
+        GZIP_TYPES,
         "    gzip_types application/json;\n",
-        f"{PROOFS}::test_large_json_is_compressed",
+        f"{PROOFS}::test_what_compresses_is_compressed[text/css-True]",
+    ),
+    removed(
+        "gzip_buffers",
+        "What is compressed and not yet read takes little memory.",
+        "128 KiB for each answer",
+        "    gzip_buffers 4 8k;\n",
+        f"{SPACE}::test_an_answer_that_nobody_reads_holds_what_the_budget_says[native]",
     ),
     removed(
         "gzip_min_length",

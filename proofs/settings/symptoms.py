@@ -61,6 +61,19 @@ SYMPTOMS = [
         ["proofs/test_overload.py::test_as_many_requests_as_there_are_places_are_served_and_the_others_get_503_at_once"],
     ),
     Symptom(
+        "503 with Retry-After for uploads alone, or for everything while the app has little to do",
+        "all clients together have as much under way in nginx as there is space for",
+        [".env: NGINX_MAX_UPLOADS_IN_FLIGHT", ".env: NGINX_MAX_REQUESTS_IN_FLIGHT"],
+        ["proofs/test_limits.py::test_uploads_of_one_address_and_of_all_are_bounded_and_small_bodies_are_not",
+         "proofs/test_limits.py::test_requests_of_all_addresses_together_are_bounded"],
+    ),
+    Symptom(
+        "a start ends with: space budget, rule …",
+        "what clients could make nginx or the app hold does not fit the rows of memory, files or processes",
+        [".env: NGINX_MAX_REQUESTS_IN_FLIGHT", ".env: APP_MAX_REQUESTS_IN_FLIGHT"],
+        ["proofs/test_refusals.py::test_make_up_names_a_broken_rule_of_space_before_it_starts_anything"],
+    ),
+    Symptom(
         "504 with the app's own line in the log (reason: deadline)",
         "the handler took longer than the deadline, and was cancelled",
         [".env: REQUEST_DEADLINE_SECONDS"],
@@ -94,8 +107,8 @@ SYMPTOMS = [
     ),
     Symptom(
         "429",
-        "one address has too many requests in flight; an office or a proxy in front is one address",
-        ["nginx.conf: limit_conn"],
+        "one address has too many requests or uploads in flight; an office or a proxy in front is one address",
+        ["nginx.conf: limit_conn", ".env: CLIENT_MAX_UPLOADS_IN_FLIGHT"],
         ["proofs/test_limits.py::test_one_address_gets_so_many_requests_in_flight_and_429_for_the_next"],
     ),
     Symptom(
@@ -127,8 +140,8 @@ SYMPTOMS = [
     Symptom(
         "a stream's events come all at once, at its end",
         "something between app and client collects them, to compress them or to fill a buffer",
-        ["nginx.conf: gzip_types"],
-        [PROXY + "test_an_event_arrives_when_it_is_sent_and_not_at_the_end"],
+        ["proxy.conf: proxy_buffering", "nginx.conf: gzip_types"],
+        ["proofs/test_space.py::test_each_piece_of_an_answer_arrives_when_it_is_sent"],
     ),
     Symptom(
         "a silent WebSocket is cut",

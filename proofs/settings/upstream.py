@@ -112,6 +112,30 @@ SETTINGS: list[Setting | Unproven] = [
         )
     ),
     removed(
+        "proxy_buffering",
+        "Each piece of an answer goes to the client when the app sends it; what nobody reads waits in the app.",
+        "on: up to 1 GB of each answer waits in a file, and gzip holds a stream back to its end",
+        "proxy_buffering off;\n",
+        "proofs/test_space.py::test_each_piece_of_an_answer_arrives_when_it_is_sent[native]",
+    ),
+    removed(
+        "proxy_buffer_size",
+        "The piece of an answer that nginx holds, in which its header has to fit.",
+        "4 KiB",
+        "proxy_buffer_size ${PROXY_BUFFER_BYTES};\n",
+        "proofs/test_nginx.py::test_an_answer_may_have_many_headers",
+        "PROXY_BUFFER_BYTES",
+    ),
+    Setting(
+        ["proxy.conf: proxy_buffers"],
+        "Not used; nginx refuses a proxy_buffer_size that is large beside them.",
+        "8 times 4 KiB",
+        "removed",
+        [(PROXY, "proxy_buffers 4 ${PROXY_BUFFER_BYTES};\n", "")],
+        ["proofs/test_nginx.py::test_an_answer_may_have_many_headers"],
+        breaks_start=True,
+    ),
+    removed(
         "proxy_connect_timeout",
         "A replica that accepts nothing costs so much, then the next one is asked.",
         "60s",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from dotenv import dotenv_values
 
+from app.server import space
 from app.server.budget import RULES, Rule
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,17 @@ def test_timeouts_md_explains_every_row_that_a_rule_names() -> None:
     explained = set(re.findall(r"^\| `([A-Z_]+)` \|", words(ROOT / "docs/timeouts.md"), flags=re.MULTILINE))
     named = {row.upper() for rule in RULES for row in (rule.left, rule.right)} - {"WORKERS"}
     assert named <= explained, f"not explained: {named - explained}"
+
+
+def rows_of_space(rule: space.Rule) -> str:
+    """The row of docs/limits.md for this rule."""
+    terms = "<br>+ ".join(f"{term.formula()}: {term.what}" for term in rule.terms)
+    return f"| `{rule.name}` | {terms} | `{rule.limit.upper()}` | {rule.symptom} |"
+
+
+def test_limits_md_has_every_rule_of_space_and_no_other() -> None:
+    rows = re.findall(r"^\| `[a-z][a-z-]+` \|.*$", words(ROOT / "docs/limits.md"), flags=re.MULTILINE)
+    assert rows == [rows_of_space(rule) for rule in space.RULES]
 
 
 @pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
