@@ -22,7 +22,7 @@ DEADLINE = 60  # seconds; generous, because the machine may be slow. Nothing her
 
 # What the proofs rely on, whatever you have made of .env; and seconds instead of minutes, in the same order.
 SMALL_BUDGET = {
-    "APP_MODULE": "app.main:app",
+    "APP_MODULE": "app.demo.main:app",
     "WORKERS": "2",
     "WORKER_LISTENERS": "per-worker",
     "APP_REPLICAS": "1",

@@ -35,7 +35,7 @@ REQUESTS = (
     Request("GET", "/", FROM_NGINX),
     Request("POST", "/orders", FROM_NGINX | {"Content-Type": "application/json"}, json.dumps(ORDER), keyed=True),
 )
-DEMO = "app.main:app"
+DEMO = "app.demo.main:app"
 SHELL, BARE = "the whole shell", "the bare app"
 
 

@@ -71,8 +71,8 @@ SETTINGS: list[Setting | Unproven] = [
         [".env: APP_MODULE"],
         "The application that the shell wraps.",
         "none",
-        "app.main:app, whatever the row says",
-        [(APPLICATION, "load(settings.app_module)", 'load("app.main:app")')],
+        "app.demo.main:app, whatever the row says",
+        [(APPLICATION, "load(settings.app_module)", 'load("app.demo.main:app")')],
         [f"{PROOFS}::test_the_application_that_the_row_names_is_served"],
     ),
     Setting(
@@ -80,7 +80,7 @@ SETTINGS: list[Setting | Unproven] = [
         "Opens /work/block, with which anybody can stop a worker.",
         "0",
         "1, whatever the row says",
-        [("app/main.py", 'os.environ.get("ENABLE_LAB") == "1"', "True")],
+        [("app/demo/main.py", 'os.environ.get("ENABLE_LAB") == "1"', "True")],
         [f"{PROOFS}::test_the_lab_is_closed_unless_it_is_asked_for"],
     ),
     Setting(
