@@ -17,7 +17,7 @@ from app.server.settings import read
 from stack import native
 from stack.console import Failure, answers, wait_for
 from stack.render import fill, render
-from stack.settings import GIVEN, ROOT, StackSettings, rows
+from stack.settings import GIVEN, ROOT, StackSettings, app_variables, rows
 
 
 class CannotRun(Exception):
@@ -117,7 +117,7 @@ class Bench:
             self._settings = read(StackSettings, GIVEN | table)
             self._commands = native.commands(self._settings)
             self.folder = native.folder()
-            self.environ = native.environment(self._settings, table)
+            self.environ = app_variables(table) | native.environment(self._settings, table)
         self.environ["NGINX_LISTEN"] = f"127.0.0.1:{ports[0]}"
         self.app_url = f"http://127.0.0.1:{ports[2]}"
         self.url = f"http://127.0.0.1:{ports[0]}"

@@ -28,6 +28,7 @@ READY_SECONDS = 180
 def deploy(settings: StackSettings) -> None:
     """Build, replace, and take back what does not get ready. Raises Failure; the old replicas serve on then."""
     with _alone():
+        compose.check_configuration()
         old = _replicas()
         if not old:
             raise Failure("no stack is running, so there is nothing to replace; make up starts one")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +23,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 class StackSettings(Settings):
     """One field for each row of .env."""
 
+    app_env_file: str
     app_replicas: Annotated[int, Field(ge=1, le=100)]
     enable_lab: Literal["0", "1"]
 
@@ -79,6 +82,41 @@ def rows() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in table.items()}
 
 
+def app_variables(table: dict[str, str]) -> dict[str, str]:
+    """The user's own variables, for the app alone, as Compose reads them from APP_ENV_FILE.
+
+    Raises SettingsError, a line each, where a required one is missing or where one is a row of the stack.
+    """
+    name = table["APP_ENV_FILE"]
+    if not (ROOT / name).is_file():
+        return {}
+    known = table | os.environ
+    own: dict[str, str] = {}
+    faults = []
+    for variable, text in dotenv_values(ROOT / name, interpolate=False).items():
+        if variable.lower() in StackSettings.model_fields:
+            faults.append(f"{name} has {variable}, which is the stack's: change its row in .env")
+        try:
+            own[variable] = _interpolated(text or "", known | own)
+        except LookupError as missing:
+            faults.append(f"{name}: required variable {missing}")
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return own
+
+
+def _interpolated(text: str, known: Mapping[str, str]) -> str:
+    """${NAME}, ${NAME:-default} and ${NAME:?what is missing}, as in Compose; raises LookupError for the last."""
+
+    def value(found: re.Match[str]) -> str:
+        name, kind, rest = found.groups()
+        if kind == ":?" and not known.get(name):
+            raise LookupError(f"{name} is missing a value: {rest}")
+        return known.get(name) or (rest if kind == ":-" else "")
+
+    return re.sub(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}", value, text)
+
+
 def checked() -> tuple[StackSettings, dict[str, str]]:
     """The settings, and the rows they were read from.
 
@@ -93,5 +131,5 @@ def checked() -> tuple[StackSettings, dict[str, str]]:
 
 def project() -> str:
     """The name that keeps this stack apart from others on the same machine; Compose's rule for it."""
-    name = os.environ.get("COMPOSE_PROJECT_NAME") or ROOT.name.lower()
+    name = os.environ.get("COMPOSE_PROJECT_NAME") or rows().get("COMPOSE_PROJECT_NAME") or ROOT.name.lower()
     return "".join(c for c in name if c.isalnum() or c in "-_").lstrip("-_") or "stack"

@@ -7,6 +7,7 @@ from proofs.stack import Patch
 
 FILE = "docker-compose.yml"
 CONTAINERS = "proofs/test_containers.py::"
+OWN = "proofs/test_own_files.py::"
 RESOURCES = "proofs/test_resources.py::"
 
 NOT_ROOT = f"{CONTAINERS}test_a_container_is_not_root_and_has_no_capabilities"
@@ -320,6 +321,14 @@ SETTINGS: list[Setting | Unproven] = [
         "removed",
         in_place_of('    volumes: ["ledger:/data"]\n    tmpfs: [/tmp]\n', '    volumes: ["ledger:/data"]\n'),
         [STARTS],
+    ),
+    Setting(
+        named("services.app.env_file", "APP_ENV_FILE"),
+        "The variables that the app alone reads, in a file of their own.",
+        "none",
+        "removed",
+        without('    env_file: [{ path: "${APP_ENV_FILE}", required: false }]'),
+        [f"{OWN}test_the_apps_own_variables_secrets_and_services_are_there_in_compose"],
     ),
     Setting(
         named("services.app.environment.APP_HOST"),
