@@ -22,6 +22,7 @@ async def app(scope,receive,send):
     number: int = 'no'
     await send({'type':'http.response.start','status':200,'headers':[]})
     await send({'type':'http.response.body','body':json.dumps(seen).encode()})
+def create_app(): return app
 """
 VARIABLES = """# as Compose reads them, in both ways of running
 GREETING=good morning
@@ -53,7 +54,7 @@ SEEN = {"GREETING": "good morning", "TOKEN": "t0ken", "FALLBACK": "set here"}
 
 @pytest.fixture(scope="module")
 def native() -> Iterator[Stack]:
-    stack = Stack("native", "own", files=FILES, **ROWS, TOKEN="t0ken")
+    stack = Stack("native", "own", files=FILES, **ROWS | {"APP_MODULE": "app.mine:create_app()"}, TOKEN="t0ken")
     yield from started(stack)
 
 
@@ -74,7 +75,7 @@ def seen(stack: Stack) -> Any:
 
 
 @pytest.mark.xdist_group("native")
-def test_the_apps_own_variables_reach_it_natively(native: Stack) -> None:
+def test_the_apps_own_variables_reach_it_natively_and_a_factory_is_called(native: Stack) -> None:
     assert seen(native) == SEEN
 
 

@@ -111,8 +111,12 @@ def test_an_unknown_way_is_refused(native: Stack) -> None:
 
 @pytest.mark.parametrize(
     ("module", "said"),
-    [("app.nowhere:app", "No module named"), ("app.demo.main:nothing", "nothing"), ("app.demo.main:KEY", "str")],
-)
+    [("app.nowhere:app", "No module named"), ("app.demo.main:nothing", "nothing"),
+     ("app.demo.main:KEY", "is str, not an ASGI application"),
+     ("wsgiref.simple_server:demo_app", "WSGI"),
+     ("app.demo.main:ledger", "write app.demo.main:ledger()"), ("app.demo.main:ledger()", "is Ledger"),
+     ("app.demo.main:FastAPI", "the class FastAPI"), ("asyncio:sleep()", "without arguments")],
+)  # fmt: skip
 def test_an_app_that_cannot_be_loaded_is_named_and_nothing_is_left(native: Stack, module: str, said: str) -> None:
     assert_refused(native, native.make("up", APP_MODULE=module), f"APP_MODULE={module}", said)
 

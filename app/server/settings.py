@@ -23,7 +23,10 @@ class Settings(BaseModel):
 
     app_module: Annotated[
         str,
-        Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="must be module:attribute, as app.yours:app"),
+        Field(
+            pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(\(\))?$",
+            description="must be module:attribute, as app.yours:app, or module:function() for a factory",
+        ),
     ]
     workers: Annotated[int, Field(ge=1, le=256)]
     worker_listeners: Literal["per-worker", "shared"]
