@@ -26,6 +26,7 @@ SMALL_BUDGET = {
     "APP_ENV_FILE": os.devnull,
     "WORKERS": "2",
     "WORKER_LISTENERS": "per-worker",
+    "STICKY_SESSIONS": "none",
     "APP_REPLICAS": "1",
     "ENABLE_LAB": "0",
     "SERVER_NAMES": "~.",

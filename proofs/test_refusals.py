@@ -105,6 +105,13 @@ def test_a_wrong_value_is_named_with_what_it_must_be(native: Stack, row: str, va
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_sticky_sessions_need_a_port_for_each_worker(native: Stack) -> None:
+    done = native.make("up", STICKY_SESSIONS="address", WORKER_LISTENERS="shared")
+    assert_refused(
+        native, done, "STICKY_SESSIONS=address with WORKER_LISTENERS=shared", "set WORKER_LISTENERS=per-worker"
+    )
+
+
 def test_an_unknown_way_is_refused(native: Stack) -> None:
     assert_refused(native, native.make("up", WAY="podman"), "WAY=podman", "compose or native")
 

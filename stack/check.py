@@ -14,7 +14,7 @@ from app.server.settings import SettingsError, read
 from stack import compose, debian, native
 from stack.console import Failure, say
 from stack.render import render
-from stack.settings import GIVEN, ROOT, StackSettings, app_variables, project, rows
+from stack.settings import GIVEN, ROOT, StackSettings, app_variables, faults, project, rows
 
 BIN = Path(sys.executable).parent
 # The stack's own code; beside it in app/ is the user's, in their own style.
@@ -67,7 +67,7 @@ def _own(table: dict[str, str]) -> str:
 
 
 def _budget(settings: StackSettings) -> str:
-    if broken := budget.violations(settings):
+    if broken := faults(settings):
         raise Failure("\n".join(broken))
     return f"{len(budget.RULES)} rules hold"
 

@@ -27,6 +27,8 @@ class StackSettings(Settings):
     app_replicas: Annotated[int, Field(ge=1, le=100)]
     enable_lab: Literal["0", "1"]
 
+    sticky_sessions: Literal["none", "address", "cookie"]
+
     http_port: Port
     locust_ui_port: Port
     locust_master_port: Port
@@ -117,14 +119,25 @@ def _interpolated(text: str, known: Mapping[str, str]) -> str:
     return re.sub(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}", value, text)
 
 
+def faults(settings: StackSettings) -> list[str]:
+    """A line for each pair of rows that do not go together."""
+    found = budget.violations(settings)
+    if settings.sticky_sessions != "none" and settings.worker_listeners == "shared":
+        found.append(
+            f"STICKY_SESSIONS={settings.sticky_sessions} with WORKER_LISTENERS=shared: any worker that is free takes a "
+            "connection from the shared port; set WORKER_LISTENERS=per-worker"
+        )
+    return found
+
+
 def checked() -> tuple[StackSettings, dict[str, str]]:
     """The settings, and the rows they were read from.
 
-    Raises SettingsError where a row is missing or wrong, or where the timeout budget does not hold.
+    Raises SettingsError where a row is missing or wrong, or where rows do not go together, as in the timeout budget.
     """
     table = rows()
     settings = read(StackSettings, GIVEN | table)
-    if broken := budget.violations(settings):
+    if broken := faults(settings):
         raise SettingsError("\n".join(broken))
     return settings, table
 
