@@ -63,7 +63,12 @@ def environ(**values: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def process(
-    command: str, environ: dict[str, str], log: Path, ready: Callable[[], bool], stop_seconds: float
+    command: str,
+    environ: dict[str, str],
+    log: Path,
+    ready: Callable[[], bool],
+    start_seconds: float,
+    stop_seconds: float,
 ) -> Iterator[int]:
     """A process until the end of the block; its pid, once `ready` says so.
 
@@ -83,7 +88,7 @@ def process(
 
     try:
         try:
-            wait_for("its readiness", up, seconds=30)
+            wait_for("its readiness", up, start_seconds)
         except Failure as failure:
             raise CannotRun(f"{command}: {failure}; its log ends: {log.read_text()[-600:]}") from None
         yield child.pid
@@ -126,7 +131,8 @@ class Bench:
         self._other_port = ports[1]
 
     def _process(self, command: str, log: str, ready: Callable[[], bool]) -> contextlib.AbstractContextManager[int]:
-        return process(command, self.environ, self.folder / log, ready, self._settings.stop_grace_seconds)
+        seconds = (self._settings.ready_seconds, self._settings.stop_grace_seconds)
+        return process(command, self.environ, self.folder / log, ready, *seconds)
 
     def _named(self) -> contextlib.AbstractContextManager[None]:
         return environ(COMPOSE_PROJECT_NAME=self._project)

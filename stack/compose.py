@@ -13,8 +13,6 @@ from typing import Any
 from stack.console import Failure, accepts, say
 from stack.settings import ROOT, StackSettings
 
-# Long enough for a worker that takes its time to import; a container that exits ends the wait at once.
-READY_SECONDS = 120
 COMPOSE = ["docker", "compose", "--progress", "quiet", "--project-directory", str(ROOT)]
 
 
@@ -72,7 +70,7 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
                 raise Failure(f"{name}={port}: the port is in use; stop what listens there, or: make up {name}=…")
     # Not `up --build`: a failed build must leave what runs as it is.
     run("build", "--quiet")
-    if run("up", "--detach", "--quiet-pull", check=False) or not _all_well(READY_SECONDS):
+    if run("up", "--detach", "--quiet-pull", check=False) or not _all_well(settings.ready_seconds):
         for container in containers():
             if _state(container) != "well":
                 say(f"--- {container['Name']}: {container['State']} {container['Health']}, the end of its log:")

@@ -73,6 +73,11 @@ class StackSettings(Settings):
     slo_error_share: Annotated[float, Field(ge=0, le=1)]
     slo_min_rps: Annotated[float, Field(ge=0)]
 
+    @property
+    def ready_seconds(self) -> int:
+        """How long the stack may take until it answers. What is wrong is noticed earlier, so this may be generous."""
+        return self.app_start_seconds + 60
+
 
 # What a way of running gives in addition to .env; Compose's are in docker-compose.yml.
 GIVEN = {"APP_HOST": "127.0.0.1", "TRUSTED_PROXIES": "127.0.0.1"}

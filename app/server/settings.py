@@ -57,6 +57,7 @@ class Settings(BaseModel):
     gunicorn_graceful_seconds: Seconds
     nginx_shutdown_seconds: Seconds
     stop_grace_seconds: Seconds
+    app_start_seconds: Seconds
     worker_timeout_seconds: Seconds
     longest_block_seconds: Seconds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from proofs.settings import Setting, Unproven
 
+ARBITER = "app/server/arbiter.py"
 CONF = "app/server/gunicorn.conf.py"
 ACCEPT = "app/server/accept.py"
 APPLICATION = "app/server/application.py"
@@ -98,6 +99,14 @@ SETTINGS: list[Setting | Unproven] = [
         "0, never",
         [(CONF, "timeout = settings.worker_timeout_seconds\n", "timeout = 0\n")],
         [f"{PROOFS}::test_a_worker_that_hangs_is_killed_and_replaced"],
+    ),
+    Setting(
+        [".env: APP_START_SECONDS"],
+        "A worker that takes longer to get ready is taken for hung: killed, and tried again.",
+        "the worker timeout",
+        "the worker timeout",
+        [(ARBITER, "worker.born > settings.app_start_seconds", "worker.born > self.timeout")],
+        [f"{PROOFS}::test_a_worker_may_start_for_as_long_as_its_row_says"],
     ),
     Setting(
         [".env: LONGEST_BLOCK_SECONDS"],

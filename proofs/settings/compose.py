@@ -182,7 +182,7 @@ SETTINGS: list[Setting | Unproven] = [
         "Health checks that fail while the container starts do not count.",
         "0 s",
         "1 ms: Compose refuses a start_interval without any",
-        in_place_of("  start_period: 60s\n", "  start_period: 1ms\n"),
+        in_place_of("  start_period: ${APP_START_SECONDS}s\n", "  start_period: 1ms\n"),
         [f"{RESOURCES}test_a_container_may_take_its_time_to_start"],
     ),
     Setting(
