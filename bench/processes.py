@@ -17,7 +17,7 @@ from app.server.settings import read
 from stack import native
 from stack.console import Failure, answers, wait_for
 from stack.render import fill, render
-from stack.settings import GIVEN, ROOT, StackSettings, rows
+from stack.settings import GIVEN, ROOT, StackSettings, app_variables, rows
 
 # All load comes from one address, and stands for many: there is space for all of it.
 SPACE = {
@@ -73,7 +73,12 @@ def environ(**values: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def process(
-    command: str, environ: dict[str, str], log: Path, ready: Callable[[], bool], stop_seconds: float
+    command: str,
+    environ: dict[str, str],
+    log: Path,
+    ready: Callable[[], bool],
+    start_seconds: float,
+    stop_seconds: float,
 ) -> Iterator[int]:
     """A process until the end of the block; its pid, once `ready` says so.
 
@@ -93,7 +98,7 @@ def process(
 
     try:
         try:
-            wait_for("its readiness", up, seconds=30)
+            wait_for("its readiness", up, start_seconds)
         except Failure as failure:
             raise CannotRun(f"{command}: {failure}; its log ends: {log.read_text()[-600:]}") from None
         yield child.pid
@@ -127,7 +132,7 @@ class Bench:
             self._settings = read(StackSettings, GIVEN | table)
             self._commands = native.commands(self._settings)
             self.folder = native.folder()
-            self.environ = native.environment(self._settings, table)
+            self.environ = app_variables(table) | native.environment(self._settings, table)
         self.environ["NGINX_LISTEN"] = f"127.0.0.1:{ports[0]}"
         self.app_url = f"http://127.0.0.1:{ports[2]}"
         self.url = f"http://127.0.0.1:{ports[0]}"
@@ -136,7 +141,8 @@ class Bench:
         self._other_port = ports[1]
 
     def _process(self, command: str, log: str, ready: Callable[[], bool]) -> contextlib.AbstractContextManager[int]:
-        return process(command, self.environ, self.folder / log, ready, self._settings.stop_grace_seconds)
+        seconds = (self._settings.ready_seconds, self._settings.stop_grace_seconds)
+        return process(command, self.environ, self.folder / log, ready, *seconds)
 
     def _named(self) -> contextlib.AbstractContextManager[None]:
         return environ(COMPOSE_PROJECT_NAME=self._project)

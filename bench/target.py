@@ -74,6 +74,8 @@ def why_not_loaded(log: Path) -> str | None:
         return None
     if not found:
         return None
+    if " cannot be loaded: " not in found[0]:
+        return found[0]
     return (
         f"{found[0]}; it must be module:attribute of an ASGI application that .venv/bin/python can import: install it "
         "there, or say where it is with PYTHONPATH=FOLDER"

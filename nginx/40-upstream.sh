@@ -20,6 +20,32 @@ if [ "${WORKER_LISTENERS}" != shared ]; then
     listeners=${WORKERS}
     places=${APP_MAX_REQUESTS_IN_FLIGHT}
 fi
+case ${STICKY_SESSIONS} in
+address)
+    # The same address gets the same worker. Not `consistent`: that knows a server by its name, and would take turns
+    # among the replicas, which share one.
+    balance='hash $binary_remote_addr;'
+    ;;
+cookie)
+    # The first request has no cookie yet, and goes where the one that it is given leads.
+    sticky='
+map $uid_got $stack_session {
+    default $uid_got;
+    "" $uid_set;
+}
+userid on;
+userid_name worker;
+userid_path /;
+userid_flags httponly samesite=lax;
+'
+    balance='hash $stack_session;'
+    ;;
+*)
+    # To the worker with the fewest requests under way. By default they take turns, and a fast request waits behind
+    # a slow one while another worker has nothing to do.
+    balance='least_conn;'
+    ;;
+esac
 servers=
 port=${APP_PORT}
 while [ "$port" -lt $((APP_PORT + listeners)) ]; do
@@ -29,12 +55,11 @@ while [ "$port" -lt $((APP_PORT + listeners)) ]; do
 done
 
 cat >"${NGINX_RUN}/upstream.conf" <<UPSTREAM
+${sticky:-}
 upstream app {
     # Shared by nginx's workers; \`resolve\` needs it.
     zone app 256k;${resolve:-}
-    # To the worker with the fewest requests under way. By default they take turns, and a fast request waits behind
-    # a slow one while another worker has nothing to do.
-    least_conn;
+    ${balance}
     # max_conns: so many requests at a time, and no place left is 503. By default all are let in, and past capacity each
     # waits until its client has given up (docs/overload.md). Idle connections and unfinished bodies take no place.
     # max_fails=0: the default, 1, takes a worker out for ten seconds after one slow answer, and one slow GET that

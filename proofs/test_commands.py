@@ -77,7 +77,7 @@ def changing(way: str) -> Iterator[Stack]:
     """A stack of a copy of the tree, whose files a test may change."""
     if way == "compose":
         require_engine()
-    yield from started(Stack(way, "changing", patches=[("app/main.py", 'title="Demo"', 'title="Demo"')]))
+    yield from started(Stack(way, "changing", patches=[("app/demo/main.py", 'title="Demo"', 'title="Demo"')]))
 
 
 def versions(stack: Stack) -> tuple[str, str]:
@@ -88,7 +88,7 @@ def versions(stack: Stack) -> tuple[str, str]:
 
 def test_a_reload_brings_what_it_says_and_says_what_brings_the_rest(changing: Stack, way: str) -> None:
     for name, before, after in (
-        ("app/main.py", 'title="Demo"', 'title="New"'),
+        ("app/demo/main.py", 'title="Demo"', 'title="New"'),
         ("nginx/templates/answers.conf.template", '"nginx":"ok"', '"nginx":"new"'),
     ):
         file = changing.root / name

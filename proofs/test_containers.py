@@ -139,7 +139,7 @@ def test_nothing_of_the_build_is_left_in_the_image(compose_stack: Stack) -> None
     assert execute(container, "which", "uv").returncode != 0
     assert execute(container, "sh", "-c", "ls /root/.cache 2>/dev/null").stdout == ""
     compiled = execute(
-        container, "sh", "-c", "ls app/__pycache__/main.*.pyc venv/lib/*/site-packages/fastapi/__pycache__"
+        container, "sh", "-c", "ls app/demo/__pycache__/main.*.pyc venv/lib/*/site-packages/fastapi/__pycache__"
     )
     assert compiled.returncode == 0, compiled.stderr
 

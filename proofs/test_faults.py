@@ -701,8 +701,12 @@ def test_a_full_disk_ends_no_master_and_is_said_once(tmp_path: Path) -> None:
 def contained() -> Iterator[Stack]:
     """nginx and an app container with little memory, of a copy of the tree that has the faulty application."""
     require_engine()
-    patch = ("app/main.py", 'title="Demo"', 'title="Demo"')
-    stack = Stack("compose", "faults", patches=[patch], APP_MODULE="app.faulty:app", APP_MEMORY="384m")
+    patch = ("app/demo/main.py", 'title="Demo"', 'title="Demo"')
+    little = {
+        "APP_MEMORY": "384m", "APP_TMP": "16m", "WORKER_MEMORY_MB": "0", "APP_MAX_REQUESTS_IN_FLIGHT": "100",
+        "NGINX_MAX_UPLOADS_IN_FLIGHT": "100", "CLIENT_MAX_UPLOADS_IN_FLIGHT": "50",
+    }  # fmt: skip
+    stack = Stack("compose", "faults", patches=[patch], APP_MODULE="app.faulty:app", **little)
     try:
         shutil.copy(ROOT / "proofs/apps/faulty.py", stack.root / "app/faulty.py")
         stack.compose("up", "--detach", "--build", "--wait", "nginx")

@@ -24,6 +24,13 @@ def test_internal_endpoints_are_not_reachable_from_outside(stack: Stack, path: s
     assert "application/json" in head, f"the 404 is not JSON: {body[:60]}"
 
 
+@pytest.mark.parametrize("path", ["/metrics/daily", "/livez/x", "/metricsx", "/nginx-health/x"])
+def test_what_lies_below_an_internal_path_is_the_apps(stack: Stack, path: str) -> None:
+    with stack.client() as client:
+        answer = client.get(path)
+    assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"}), f"{path} has not reached the app"
+
+
 def test_the_health_location_is_this_stacks_own(stack: Stack) -> None:
     with stack.client() as client:
         answer = client.get("/nginx-health")

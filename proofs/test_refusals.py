@@ -103,12 +103,19 @@ def test_make_up_names_a_broken_rule_of_space_before_it_starts_anything(native: 
     [("WORKERS", "0", "greater than or equal to 1"), ("WORKERS", "two", "valid integer"),
      ("HTTP_PORT", "70000", "65535"),
      ("APP_MEMORY", "lots", "512m"), ("LOG_LEVEL", "loud", "'debug'"), ("SLO_P95_MS", "fast", "valid integer"),
-     ("SERVER_NAMES", "a; evil", "blanks between"), ("APP_MODULE", "app.main", "module:attribute")],
+     ("SERVER_NAMES", "a; evil", "blanks between"), ("APP_MODULE", "app.demo.main", "module:attribute")],
 )  # fmt: skip
 def test_a_wrong_value_is_named_with_what_it_must_be(native: Stack, row: str, value: str, must_be: str) -> None:
     done = native.make("up", **{row: value})
     assert_refused(native, done, f"{row}={value}", must_be, ".env")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_sticky_sessions_need_a_port_for_each_worker(native: Stack) -> None:
+    done = native.make("up", STICKY_SESSIONS="address", WORKER_LISTENERS="shared")
+    assert_refused(
+        native, done, "STICKY_SESSIONS=address with WORKER_LISTENERS=shared", "set WORKER_LISTENERS=per-worker"
+    )
 
 
 def test_an_unknown_way_is_refused(native: Stack) -> None:
@@ -117,8 +124,12 @@ def test_an_unknown_way_is_refused(native: Stack) -> None:
 
 @pytest.mark.parametrize(
     ("module", "said"),
-    [("app.nowhere:app", "No module named"), ("app.main:nothing", "nothing"), ("app.main:KEY", "str")],
-)
+    [("app.nowhere:app", "No module named"), ("app.demo.main:nothing", "nothing"),
+     ("app.demo.main:KEY", "is str, not an ASGI application"),
+     ("wsgiref.simple_server:demo_app", "WSGI"),
+     ("app.demo.main:ledger", "write app.demo.main:ledger()"), ("app.demo.main:ledger()", "is Ledger"),
+     ("app.demo.main:FastAPI", "the class FastAPI"), ("asyncio:sleep()", "without arguments")],
+)  # fmt: skip
 def test_an_app_that_cannot_be_loaded_is_named_and_nothing_is_left(native: Stack, module: str, said: str) -> None:
     assert_refused(native, native.make("up", APP_MODULE=module), f"APP_MODULE={module}", said)
 

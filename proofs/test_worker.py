@@ -356,6 +356,31 @@ def test_pipelined_requests_are_answered_whole_and_in_their_order(odd: Stack) ->
 # --- a worker that goes -------------------------------------------------------------------------------------
 
 
+SLOW = "import time\n\nfrom app.demo.main import app\n\ntime.sleep({seconds})\n"
+IMPATIENT = {"APP_MODULE": "app.slow:app", "WORKER_TIMEOUT_SECONDS": "4"}
+
+
+def test_a_worker_may_start_for_as_long_as_its_row_says() -> None:
+    """Longer than its event loop may stand still later."""
+    stack = Stack("native", "slow-start", files={"app/slow.py": SLOW.format(seconds=9)}, **IMPATIENT)
+    try:
+        stack.up()
+        assert not [line for line in stack.app_log() if line["level"] in ("error", "critical")]
+    finally:
+        stack.down()
+
+
+def test_a_worker_that_starts_for_longer_is_killed_and_the_row_is_named() -> None:
+    files = {"app/slow.py": SLOW.format(seconds=600)}
+    stack = Stack("native", "no-start", files=files, **IMPATIENT, APP_START_SECONDS="3")
+    try:
+        done = stack.make("up")
+        assert done.returncode != 0
+        assert "not ready within 3 s (APP_START_SECONDS)" in done.stdout + done.stderr
+    finally:
+        stack.down()
+
+
 def test_a_worker_that_hangs_is_killed_and_replaced(odd: Stack) -> None:
     """Not one that blocks for as long as LONGEST_BLOCK_SECONDS allows; and the other worker answers."""
     before, other = pid_of(odd, 1), pid_of(odd, 0)

@@ -199,10 +199,10 @@ def served_by(stack: Stack, ids: set[str]) -> dict[str, str]:
 
 def test_a_generation_that_does_not_start_leaves_the_old_one_serving(native_events: Stack) -> None:
     """A file that the app imports is broken, then mended."""
-    stack = Stack("native", "broken", **PATIENT_BUDGET, patches=[("app/main.py", "LAB = ", "LAB = ")])
+    stack = Stack("native", "broken", **PATIENT_BUDGET, patches=[("app/demo/main.py", "LAB = ", "LAB = ")])
     try:
         stack.up()
-        main = stack.root / "app/main.py"
+        main = stack.root / "app/demo/main.py"
         good = main.read_text()
         with OpenLoop(stack, RATE) as load:
             main.write_text(good.replace("LAB = ", "import nowhere_to_be_found\nLAB = ", 1))

@@ -11,7 +11,7 @@ from types import ModuleType
 from app.server.settings import SettingsError
 from stack import check, compose, deploy, native
 from stack.console import Failure, fail, say
-from stack.settings import checked
+from stack.settings import app_variables, checked
 
 
 def way() -> tuple[ModuleType, str]:
@@ -35,6 +35,8 @@ def run(command: str) -> int:
     if command == "check":
         return check.check()
     settings, table = checked()
+    if command not in ("down", "logs", "ps"):
+        app_variables(table)  # for its faults
     module, reason = way()
     name = module.__name__.rpartition(".")[2]
     if command == "loadtest":

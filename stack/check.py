@@ -14,9 +14,11 @@ from app.server.settings import SettingsError, read
 from stack import compose, debian, native
 from stack.console import Failure, say
 from stack.render import render
-from stack.settings import GIVEN, ROOT, StackSettings, project, rows
+from stack.settings import GIVEN, ROOT, StackSettings, app_variables, faults, project, rows
 
 BIN = Path(sys.executable).parent
+# The stack's own code; beside it in app/ is the user's, in their own style.
+CODE = ("app/demo", "app/server", "bench", "examples", "loadtest", "proofs", "stack", "tests")
 
 
 def check() -> int:
@@ -32,17 +34,17 @@ def check() -> int:
     if not binary:
         instead = "that of the image is asked below" if engine else "make up installs it, or says how"
         say(f"skipped nginx -t: no nginx is installed here; {instead}")
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("timeout budget", lambda: _budget(budget.violations(settings), len(budget.RULES))),
-        ("space budget", lambda: _budget(space.violations(settings), len(space.RULES))),
+    checks: list[tuple[str, Callable[[], str | None]]] = [
+        ("the budgets of time and space", lambda: _budget(settings)),
+        (f"{table['APP_ENV_FILE']}, the app's own variables", lambda: _own(table)),
         ("workers fit the CPUs", lambda: _workers(settings, in_compose=engine is not None)),
         ("nginx -t and gixy" if binary else "gixy", lambda: _nginx(binary, settings, table)),
-        ("ruff check", lambda: _tool("ruff", "check", ".")),
-        ("ruff format", lambda: _tool("ruff", "format", "--check", ".")),
+        ("ruff check", lambda: _tool("ruff", "check", *CODE)),
+        ("ruff format", lambda: _tool("ruff", "format", "--check", *CODE)),
         ("mypy", lambda: _tool("mypy")),
     ]
     if engine:
-        checks.append(("docker compose config", lambda: _run([*compose.COMPOSE, "config", "--quiet"])))
+        checks.append(("docker compose config", compose.check_configuration))
         checks.append(("nginx -t in the image", _nginx_in_the_image))
     else:
         say("skipped docker compose config: no Docker engine answers")
@@ -57,30 +59,33 @@ def check() -> int:
     return failed
 
 
-def _budget(broken: list[str], rules: int) -> str:
-    if broken:
+def _own(table: dict[str, str]) -> str:
+    try:
+        return f"{len(app_variables(table))} of them"
+    except SettingsError as error:
+        raise Failure(str(error)) from None
+
+
+def _budget(settings: StackSettings) -> str:
+    if broken := faults(settings):
         raise Failure("\n".join(broken))
-    return f"{rules} rules hold"
+    return f"{len(budget.RULES) + len(space.RULES)} rules hold"
 
 
 def _workers(settings: StackSettings, in_compose: bool) -> str:
     usable = min(cpus.usable(), settings.app_cpus) if in_compose else cpus.usable()
     hold_to_cpus(settings.workers, usable)
-    return f"WORKERS={settings.workers} on {usable:g} CPUs, one for each"
+    one_each = settings.workers == max(1, int(usable))
+    return f"WORKERS={settings.workers} on {usable:g} CPUs, {'one for each' if one_each else 'the others stay idle'}"
 
 
 def hold_to_cpus(workers: int, usable: float) -> None:
-    """Raises Failure with one line where WORKERS does not fit the CPUs that the app may use."""
+    """Raises Failure with one line where WORKERS is more than the CPUs that the app may use."""
     fitting = max(1, int(usable))
     if workers > fitting:
         raise Failure(
             f"WORKERS={workers} is more than the {usable:g} CPUs the app may use: async workers only take turns then "
             f"(slower tail, more memory); set WORKERS={fitting}, or give the app more CPUs (APP_CPUS)"
-        )
-    if workers < fitting:
-        raise Failure(
-            f"WORKERS={workers} leaves some of the {usable:g} CPUs the app may use idle: an event loop runs on one "
-            f"CPU; set WORKERS={fitting}"
         )
 
 
@@ -107,8 +112,15 @@ def _nginx(binary: str | None, settings: StackSettings, table: dict[str, str]) -
 
 
 def _nginx_in_the_image() -> str:
-    # A project of its own: Compose makes the networks of a container that it runs, and leaves them.
-    own = [*compose.COMPOSE, "--project-name", f"{project()}-check-{os.getpid()}"]
+    # A project of its own: Compose makes the networks of a container that it runs, and leaves them. Without the user's
+    # docker-compose.override.yml: a network with a fixed subnet cannot be made twice.
+    own = [
+        *compose.COMPOSE,
+        "--file",
+        str(ROOT / "docker-compose.yml"),
+        "--project-name",
+        f"{project()}-check-{os.getpid()}",
+    ]
     try:
         return _run([*own, "run", "--rm", "--no-deps", "--quiet-pull", "--no-TTY", "nginx",
                      "nginx", "-t", "-q", "-c", "/run/nginx/nginx.conf"])  # fmt: skip

@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
+from typing import Any
 
 from stack.console import Failure, accepts, say
 from stack.settings import ROOT, StackSettings
@@ -35,7 +38,7 @@ def run(*arguments: str, check: bool = True) -> int:
     return status
 
 
-def containers(service: str = "") -> list[dict[str, str]]:
+def containers(service: str = "") -> list[dict[str, Any]]:
     """Compose's own record of each container of this stack, running or not."""
     command = [*COMPOSE, "ps", "--all", "--format", "json", *([service] if service else [])]
     asked = subprocess.run(command, capture_output=True, text=True)
@@ -46,8 +49,20 @@ def running() -> bool:
     return any(c["Service"] == "nginx" and c["State"] == "running" for c in containers())
 
 
+def check_configuration() -> None:
+    """Raises Failure with one line: a variable or a secret's file that is required and missing, a fault in a file."""
+    asked = subprocess.run([*COMPOSE, "config", "--format", "json"], capture_output=True, text=True)
+    if asked.returncode:
+        raise Failure(asked.stderr.strip())
+    # Compose looks for these when it makes a container, which may be after others were replaced.
+    for name, secret in json.loads(asked.stdout).get("secrets", {}).items():
+        if "file" in secret and not Path(secret["file"]).is_file():
+            raise Failure(f"the secret {name} has no file {secret['file']}: write it there")
+
+
 def up(settings: StackSettings, table: dict[str, str]) -> None:
     del table  # Compose reads .env by itself
+    check_configuration()
     fresh = not containers()
     if fresh:
         for name, port in (("HTTP_PORT", settings.http_port), ("LOCUST_UI_PORT", settings.locust_ui_port)):
@@ -55,15 +70,34 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
                 raise Failure(f"{name}={port}: the port is in use; stop what listens there, or: make up {name}=…")
     # Not `up --build`: a failed build must leave what runs as it is.
     run("build", "--quiet")
-    # Long enough for a worker that takes its time to import; a container that exits ends the wait at once.
-    if run("up", "--detach", "--wait", "--wait-timeout", "120", "--quiet-pull", check=False):
+    if run("up", "--detach", "--quiet-pull", check=False) or not _all_well(settings.ready_seconds):
         for container in containers():
-            if container["State"] != "running" or container["Health"] not in ("healthy", ""):
+            if _state(container) != "well":
                 say(f"--- {container['Name']}: {container['State']} {container['Health']}, the end of its log:")
                 subprocess.run(["docker", "logs", "--tail", "15", container["Name"]], stderr=subprocess.STDOUT)
         if fresh:
             run("down", "--timeout", "5", check=False)
         raise Failure("the stack did not come up; the log above says why" + (", nothing was left running" * fresh))
+
+
+def _all_well(seconds: float) -> bool:
+    """Wait until every container is well; False as soon as one cannot become so.
+
+    Not `up --wait`: it takes a service that does one thing and ends, such as a migration, for one that failed.
+    """
+    end = time.monotonic() + seconds
+    while states := {_state(container) for container in containers()} - {"well"}:
+        if states != {"starting"} or time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _state(container: dict[str, Any]) -> str:
+    """ "well" when it is healthy, runs and has no health check, or has done its work; else what it is."""
+    if container["State"] == "running":
+        return "well" if container["Health"] in ("healthy", "") else str(container["Health"])
+    return "well" if (container["State"], container["ExitCode"]) == ("exited", 0) else str(container["State"])
 
 
 def down(settings: StackSettings) -> None:

@@ -21,13 +21,11 @@ from stack import compose
 from stack.console import Failure, say
 from stack.settings import StackSettings, project
 
-# How long a new replica may take to get ready: generous, an import can be slow. One that exits is noticed at once.
-READY_SECONDS = 180
-
 
 def deploy(settings: StackSettings) -> None:
     """Build, replace, and take back what does not get ready. Raises Failure; the old replicas serve on then."""
     with _alone():
+        compose.check_configuration()
         old = _replicas()
         if not old:
             raise Failure("no stack is running, so there is nothing to replace; make up starts one")
@@ -38,7 +36,7 @@ def deploy(settings: StackSettings) -> None:
         for number, replica in enumerate(old, start=1):
             new = _start_one_more(len(old))
             try:
-                _wait_until_ready(new)
+                _wait_until_ready(new, settings.ready_seconds)
             except (Failure, KeyboardInterrupt):
                 _roll_back(new, before)
                 raise
@@ -82,8 +80,8 @@ def _start_one_more(count: int) -> str:
     return new.pop()
 
 
-def _wait_until_ready(container: str) -> None:
-    deadline = time.monotonic() + READY_SECONDS
+def _wait_until_ready(container: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     while True:
         state = _inspect(container)
         health = state["State"]["Health"]["Status"]

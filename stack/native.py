@@ -182,7 +182,7 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
         return all(answers(f"http://127.0.0.1:{part}") for part in parts)
 
     try:
-        wait_for("an answer of every part", all_answer, seconds=120)
+        wait_for("an answer of every part", all_answer, settings.ready_seconds)
     except (Failure, KeyboardInterrupt) as failure:
         supervisor.terminate()
         wait_for("its end", lambda: supervisor.poll() is not None, seconds=settings.stop_grace_seconds + 10)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +21,10 @@ Cpus = Annotated[float, Field(gt=0, le=1024)]
 class StackSettings(Settings):
     """One field for each row of .env."""
 
+    app_env_file: str
     enable_lab: Literal["0", "1"]
+
+    sticky_sessions: Literal["none", "address", "cookie"]
 
     http_port: Port
     locust_ui_port: Port
@@ -56,6 +61,11 @@ class StackSettings(Settings):
     slo_error_share: Annotated[float, Field(ge=0, le=1)]
     slo_min_rps: Annotated[float, Field(ge=0)]
 
+    @property
+    def ready_seconds(self) -> int:
+        """How long the stack may take until it answers. What is wrong is noticed earlier, so this may be generous."""
+        return self.app_start_seconds + 60
+
 
 # What a way of running gives in addition to .env; Compose's are in docker-compose.yml.
 GIVEN = {"APP_HOST": "127.0.0.1", "TRUSTED_PROXIES": "127.0.0.1"}
@@ -67,19 +77,65 @@ def rows() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in table.items()}
 
 
+def app_variables(table: dict[str, str]) -> dict[str, str]:
+    """The user's own variables, for the app alone, as Compose reads them from APP_ENV_FILE.
+
+    Raises SettingsError, a line each, where a required one is missing or where one is a row of the stack.
+    """
+    name = table["APP_ENV_FILE"]
+    if not (ROOT / name).is_file():
+        return {}
+    known = table | os.environ
+    own: dict[str, str] = {}
+    faults = []
+    for variable, text in dotenv_values(ROOT / name, interpolate=False).items():
+        if variable.lower() in StackSettings.model_fields:
+            faults.append(f"{name} has {variable}, which is the stack's: change its row in .env")
+        try:
+            own[variable] = _interpolated(text or "", known | own)
+        except LookupError as missing:
+            faults.append(f"{name}: required variable {missing}")
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return own
+
+
+def _interpolated(text: str, known: Mapping[str, str]) -> str:
+    """${NAME}, ${NAME:-default} and ${NAME:?what is missing}, as in Compose; raises LookupError for the last."""
+
+    def value(found: re.Match[str]) -> str:
+        name, kind, rest = found.groups()
+        if kind == ":?" and not known.get(name):
+            raise LookupError(f"{name} is missing a value: {rest}")
+        return known.get(name) or (rest if kind == ":-" else "")
+
+    return re.sub(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}", value, text)
+
+
+def faults(settings: StackSettings) -> list[str]:
+    """A line for each rule that the rows break: of the timeout budget, the space budget, and of sticky sessions."""
+    found = budget.violations(settings) + space.violations(settings)
+    if settings.sticky_sessions != "none" and settings.worker_listeners == "shared":
+        found.append(
+            f"STICKY_SESSIONS={settings.sticky_sessions} with WORKER_LISTENERS=shared: any worker that is free takes a "
+            "connection from the shared port; set WORKER_LISTENERS=per-worker"
+        )
+    return found
+
+
 def checked() -> tuple[StackSettings, dict[str, str]]:
     """The settings, and the rows they were read from.
 
-    Raises SettingsError where a row is missing or wrong, or where the timeout budget or the space budget does not hold.
+    Raises SettingsError where a row is missing or wrong, or where rows do not go together, as in the two budgets.
     """
     table = rows()
     settings = read(StackSettings, GIVEN | table)
-    if broken := budget.violations(settings) + space.violations(settings):
+    if broken := faults(settings):
         raise SettingsError("\n".join(broken))
     return settings, table
 
 
 def project() -> str:
     """The name that keeps this stack apart from others on the same machine; Compose's rule for it."""
-    name = os.environ.get("COMPOSE_PROJECT_NAME") or ROOT.name.lower()
+    name = os.environ.get("COMPOSE_PROJECT_NAME") or rows().get("COMPOSE_PROJECT_NAME") or ROOT.name.lower()
     return "".join(c for c in name if c.isalnum() or c in "-_").lstrip("-_") or "stack"

@@ -12,7 +12,7 @@ import honcho.printer
 
 from stack.console import Failure, fail
 from stack.native import commands, take_lock
-from stack.settings import checked
+from stack.settings import app_variables, checked
 
 
 class Log(io.TextIOBase):
@@ -25,7 +25,7 @@ class Log(io.TextIOBase):
 
 
 def main() -> int:
-    settings, _ = checked()
+    settings, table = checked()
     try:
         lock = take_lock()
     except Failure as failure:
@@ -34,7 +34,8 @@ def main() -> int:
     honcho.manager.KILL_WAIT = settings.stop_grace_seconds
     manager = honcho.manager.Manager(honcho.printer.Printer(Log()))
     for name, command in commands(settings).items():
-        manager.add_process(name, command, env=dict(os.environ), cwd=os.getcwd())
+        environ = os.environ | (app_variables(table) if name == "app" else {})
+        manager.add_process(name, command, env=environ, cwd=os.getcwd())
     with lock:
         manager.loop()
     return manager.returncode or 0

@@ -202,9 +202,11 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             if now - worker.leaving_since > limit:
                 self.log.error("Worker (pid:%s) has not left in %s s: killed", worker.pid, limit)
                 self.kill_worker(worker.pid, signal.SIGKILL)
-        elif not worker.ready_at and self.timeout and now - worker.born > self.timeout:
-            worker.failure = f"not ready within {self.timeout} s (WORKER_TIMEOUT_SECONDS)"
+        elif not worker.ready_at and now - worker.born > settings.app_start_seconds:
+            worker.failure = f"not ready within {settings.app_start_seconds} s (APP_START_SECONDS)"
             self.kill_worker(worker.pid, signal.SIGKILL)
+        elif not worker.ready_at:
+            worker.notify()  # in its stead: it has no heartbeat yet, and Gunicorn would take it for a hung one
 
     def _retire(self, worker: Worker) -> None:
         worker.leaving_since = time.monotonic()

@@ -22,7 +22,7 @@ def main() -> int:
     begun = time.monotonic()
     os.kill(before["master"], signal.SIGHUP)
     # The master holds each worker to its own deadline; this one only ends a wait for a master that is stuck.
-    limit = begun + (len(before["workers"]) + 1) * (int(os.environ["WORKER_TIMEOUT_SECONDS"]) + 10)
+    limit = begun + (len(before["workers"]) + 1) * (int(os.environ["APP_START_SECONDS"]) + 10)
     limit += int(os.environ["GUNICORN_GRACEFUL_SECONDS"])
     while time.monotonic() < limit:
         now = status.read()

@@ -31,7 +31,10 @@ class Settings(BaseModel):
 
     app_module: Annotated[
         str,
-        Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="must be module:attribute, as app.main:app"),
+        Field(
+            pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(\(\))?$",
+            description="must be module:attribute, as app.yours:app, or module:function() for a factory",
+        ),
     ]
     workers: Annotated[int, Field(ge=1, le=256)]
     worker_listeners: Literal["per-worker", "shared"]
@@ -62,6 +65,7 @@ class Settings(BaseModel):
     gunicorn_graceful_seconds: Seconds
     nginx_shutdown_seconds: Seconds
     stop_grace_seconds: Seconds
+    app_start_seconds: Seconds
     worker_timeout_seconds: Seconds
     longest_block_seconds: Seconds
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 state: Literal["starting", "ready", "draining"] = "starting"
-# Why the application's lifespan did not start; "" while it has not failed.
+# Why the application did not start; "" while it has not failed.
 startup_failure = ""
 # What ends each event stream that is open. A drain calls it at once: their clients connect again by themselves.
 end_event_stream: set[Callable[[], None]] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,7 +45,7 @@ def run(progress: Progress) -> Result:
             progress.step(f"starting {name}")
             bench = Bench(f"layers-{len(variants)}", WORKERS="1")
             stack.enter_context(bench.own_folder())
-            given = bench.environ["APP_MODULE"] if name == BARE else arguments
+            given = shlex.quote(bench.environ["APP_MODULE"]) if name == BARE else arguments
             try:
                 if name == TYPICAL:
                     result.notes.append(_packages())

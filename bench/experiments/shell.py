@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import ExitStack
 from functools import partial
 
@@ -35,7 +36,7 @@ REQUESTS = (
     Request("GET", "/", FROM_NGINX),
     Request("POST", "/orders", FROM_NGINX | {"Content-Type": "application/json"}, json.dumps(ORDER), keyed=True),
 )
-DEMO = "app.main:app"
+DEMO = "app.demo.main:app"
 SHELL, BARE = "the whole shell", "the bare app"
 
 
@@ -63,5 +64,5 @@ def run(progress: Progress) -> Result:
 def _started(stack: ExitStack, name: str) -> Variant:
     bench = Bench(name.replace(" ", "-"), WORKERS="1")
     stack.enter_context(bench.own_folder())
-    pid = stack.enter_context(bench.app(bench.environ["APP_MODULE"] if name == BARE else ""))
+    pid = stack.enter_context(bench.app(shlex.quote(bench.environ["APP_MODULE"]) if name == BARE else ""))
     return Variant(name, bench.app_url, {"app": pid})

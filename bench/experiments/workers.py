@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -260,7 +261,9 @@ def _preload(result: Result, request: Request, progress: Progress) -> None:
             bench = Bench(f"workers-preload-{each}", WORKER_LISTENERS="shared")
             stack.enter_context(bench.own_folder())
             values = {"bin": str(native.BIN), "root": str(ROOT), "workers": str(PRELOAD_WORKERS), "preload": option}
-            app = stack.enter_context(bench.other_app(fill_in(STOCK, values | {"app": target.given().module})))
+            app = stack.enter_context(
+                bench.other_app(fill_in(STOCK, values | {"app": shlex.quote(target.given().module)}))
+            )
             variants.append(Variant(each, bench.url, {"app": app, "nginx": stack.enter_context(bench.nginx())}))
         for variant in variants:
             held[variant.name] = [_megabytes(variant)]

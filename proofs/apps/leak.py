@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from fastapi.responses import StreamingResponse
 
-from app.main import app
+from app.demo.main import app
 from app.server.turns import TurnGate
 
 leaked: list[bytes] = []

@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import Query
 from fastapi.responses import Response, StreamingResponse
 
-from app.main import app
+from app.demo.main import app
 from proofs.apps.django_site import application
 
 GIGABYTE = 1_000_000_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from proofs.settings import Setting, Unproven
 
+ARBITER = "app/server/arbiter.py"
 CONF = "app/server/gunicorn.conf.py"
 ACCEPT = "app/server/accept.py"
 APPLICATION = "app/server/application.py"
@@ -72,8 +73,8 @@ SETTINGS: list[Setting | Unproven] = [
         [".env: APP_MODULE"],
         "The application that the shell wraps.",
         "none",
-        "app.main:app, whatever the row says",
-        [(APPLICATION, "load(settings.app_module)", 'load("app.main:app")')],
+        "app.demo.main:app, whatever the row says",
+        [(APPLICATION, "load(settings.app_module)", 'load("app.demo.main:app")')],
         [f"{PROOFS}::test_the_application_that_the_row_names_is_served"],
     ),
     Setting(
@@ -81,7 +82,7 @@ SETTINGS: list[Setting | Unproven] = [
         "Opens /work/block, with which anybody can stop a worker.",
         "0",
         "1, whatever the row says",
-        [("app/main.py", 'os.environ.get("ENABLE_LAB") == "1"', "True")],
+        [("app/demo/main.py", 'os.environ.get("ENABLE_LAB") == "1"', "True")],
         [f"{PROOFS}::test_the_lab_is_closed_unless_it_is_asked_for"],
     ),
     Setting(
@@ -99,6 +100,14 @@ SETTINGS: list[Setting | Unproven] = [
         "0, never",
         [(CONF, "timeout = settings.worker_timeout_seconds\n", "timeout = 0\n")],
         [f"{PROOFS}::test_a_worker_that_hangs_is_killed_and_replaced"],
+    ),
+    Setting(
+        [".env: APP_START_SECONDS"],
+        "A worker that takes longer to get ready is taken for hung: killed, and tried again.",
+        "the worker timeout",
+        "the worker timeout",
+        [(ARBITER, "worker.born > settings.app_start_seconds", "worker.born > self.timeout")],
+        [f"{PROOFS}::test_a_worker_may_start_for_as_long_as_its_row_says"],
     ),
     Setting(
         [".env: LONGEST_BLOCK_SECONDS"],

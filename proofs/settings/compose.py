@@ -7,6 +7,7 @@ from proofs.stack import Patch
 
 FILE = "docker-compose.yml"
 CONTAINERS = "proofs/test_containers.py::"
+OWN = "proofs/test_own_files.py::"
 RESOURCES = "proofs/test_resources.py::"
 
 NOT_ROOT = f"{CONTAINERS}test_a_container_is_not_root_and_has_no_capabilities"
@@ -223,7 +224,7 @@ SETTINGS: list[Setting | Unproven] = [
         "Health checks that fail while the container starts do not count.",
         "0 s",
         "1 ms: Compose refuses a start_interval without any",
-        in_place_of("  start_period: 60s\n", "  start_period: 1ms\n"),
+        in_place_of("  start_period: ${APP_START_SECONDS}s\n", "  start_period: 1ms\n"),
         [f"{RESOURCES}test_a_container_may_take_its_time_to_start"],
     ),
     Setting(
@@ -364,6 +365,14 @@ SETTINGS: list[Setting | Unproven] = [
             '    volumes: ["ledger:/data"]\n    tmpfs: ["/tmp:size=${APP_TMP}"]\n', '    volumes: ["ledger:/data"]\n'
         ),
         [STARTS],
+    ),
+    Setting(
+        named("services.app.env_file", "APP_ENV_FILE"),
+        "The variables that the app alone reads, in a file of their own.",
+        "none",
+        "removed",
+        without('    env_file: [{ path: "${APP_ENV_FILE}", required: false }]'),
+        [f"{OWN}test_the_apps_own_variables_secrets_and_services_are_there_in_compose"],
     ),
     Setting(
         named("services.app.environment.APP_HOST"),

@@ -166,7 +166,8 @@ def _is_one(node: yaml.MappingNode) -> bool:
 
 
 def _rows() -> Iterator[str]:
-    yield from (f".env: {name}" for name in rows())
+    # Others are the user's: what Compose itself reads, or what docker-compose.override.yml does.
+    yield from (f".env: {name}" for name in map(str.upper, StackSettings.model_fields) if name not in GIVEN)
 
 
 if __name__ == "__main__":

@@ -138,11 +138,11 @@ SETTINGS: list[Setting | Unproven] = [
         [REFUSED],
     ),
     Setting(
-        ["nginx.conf: server / location ~ ^/(livez|readyz|metrics)(/|$) / return"],
+        ["nginx.conf: server / location ~ ^/(livez|readyz|metrics)/?$ / return"],
         "The app's health and metrics are for this side of the proxy.",
         "they are passed on like any other path",
         "another location's",
-        [(CONF, "location ~ ^/(livez|readyz|metrics)(/|$) {", "location = /nowhere {")],
+        [(CONF, "location ~ ^/(livez|readyz|metrics)/?$ {", "location = /nowhere {")],
         [INTERNAL],
     ),
     Setting(

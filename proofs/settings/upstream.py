@@ -7,6 +7,7 @@ from proofs.settings import Setting, Unproven
 PROXY = "nginx/templates/proxy.conf.template"
 UPSTREAM = "nginx/40-upstream.sh"
 PROOFS = "proofs/test_upstream.py"
+STICKY = "proofs/test_sticky.py"
 HEADER = f"{PROOFS}::test_a_header_of_the_clients_reaches_the_app_as_it_should"
 SHARE = f"{PROOFS}::test_requests_share_connections_to_the_app"
 WEBSOCKET = f"{PROOFS}::test_a_websocket_is_let_through"
@@ -220,8 +221,16 @@ SETTINGS: list[Setting | Unproven] = [
         "The worker with the fewest requests under way gets the next.",
         "they take turns",
         "removed",
-        [(UPSTREAM, "    least_conn;\n", "")],
+        [(UPSTREAM, "balance='least_conn;'", "balance=")],
         [BUSY],
+    ),
+    Setting(
+        [".env: STICKY_SESSIONS"],
+        "All requests of one client go to one worker, for an app that keeps sessions in memory.",
+        "none: to the worker with the fewest requests under way",
+        "none, whatever the row says",
+        [(UPSTREAM, "case ${STICKY_SESSIONS} in", "case none in")],
+        [f"{STICKY}::test_a_client_stays_with_one_worker[address-native]"],
     ),
     Setting(
         ["upstream.conf: upstream app / server"],

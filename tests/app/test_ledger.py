@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.ledger import Ledger
+from app.demo.ledger import Ledger
 
 
 def deliver_all(path: Path, keys: list[str], results: multiprocessing.Queue[int]) -> None:

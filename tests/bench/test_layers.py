@@ -33,11 +33,11 @@ SCOPE = {
 @pytest.fixture
 def apps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """The module, as a worker of the app server finds its environment."""
-    table = rows() | {"APP_MODULE": "app.main:app"}
+    table = rows() | {"APP_MODULE": "app.demo.main:app"}
     for name, value in native.environment(read(StackSettings, GIVEN | table), table).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("METRICS_DIR", str(tmp_path))
-    for name in ("app.main", "bench.experiments.layers_app"):
+    for name in ("app.demo.main", "bench.experiments.layers_app"):
         monkeypatch.delitem(sys.modules, name, raising=False)  # the middleware of one test is not in the next
     import bench.experiments.layers_app
 

@@ -43,7 +43,7 @@ def names_after(*patches: Patch) -> set[str]:
          "middleware.py: /new"),
         (("docker-compose.yml", "  read_only: true\n", "  read_only: true\n  init: true\n"),
          "docker-compose.yml: x-hardened.init"),
-        ((".env", "WORKERS=2\n", "WORKERS=2\nNEW_ROW=1\n"), ".env: NEW_ROW"),
+        (("stack/settings.py", "    enable_lab:", "    new_row: int = 1\n    enable_lab:"), ".env: NEW_ROW"),
     ],
 )  # fmt: skip
 def test_a_setting_that_is_added_is_found_by_parsing(patch: Patch, name: str) -> None:

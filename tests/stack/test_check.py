@@ -17,7 +17,7 @@ from stack.console import Failure
 
 @pytest.mark.parametrize(
     ("workers", "usable", "words"),
-    [(2, 2.0, ""), (2, 2.5, ""), (1, 0.5, ""), (4, 2.0, "set WORKERS=2"), (1, 4.0, "set WORKERS=4"),
+    [(2, 2.0, ""), (2, 2.5, ""), (1, 0.5, ""), (4, 2.0, "set WORKERS=2"), (1, 4.0, ""),
      (2, 0.5, "set WORKERS=1")],
 )  # fmt: skip
 def test_workers_that_do_not_fit_the_cpus_are_refused(workers: int, usable: float, words: str) -> None:

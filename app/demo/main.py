@@ -1,4 +1,4 @@
-"""The demo application: the part that you replace with your own."""
+"""The demo application, by which the proofs and the benches judge the stack. Your own app goes beside it, into app/."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastapi import Path as PathParameter
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from app.ledger import Ledger
+from app.demo.ledger import Ledger
 
 app = FastAPI(title="Demo", docs_url="/docs", redoc_url=None)
 LAB = os.environ.get("ENABLE_LAB") == "1"

@@ -1,0 +1,169 @@
+"""The user's own code, variables, services and secrets: they stand in files of their own, and the stack takes them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from proofs.conftest import require_engine, started
+from proofs.stack import Stack
+
+# In nobody's style, and a type checker would not have it.
+APP = """
+import os,json
+async def app(scope,receive,send):
+    if scope['type'] != 'http': return
+    seen = {name: os.environ.get(name) for name in ('GREETING','TOKEN','FALLBACK')}
+    if os.path.exists('/run/secrets/password'): seen['password'] = open('/run/secrets/password').read()
+    number: int = 'no'
+    await send({'type':'http.response.start','status':200,'headers':[]})
+    await send({'type':'http.response.body','body':json.dumps(seen).encode()})
+def create_app(): return app
+"""
+VARIABLES = """# as Compose reads them, in both ways of running
+GREETING=good morning
+TOKEN=${TOKEN:?set it in the shell}
+FALLBACK="${NOWHERE:-set here}"
+"""
+SERVICES = """
+services:
+  app:
+    networks: [app, own]
+    secrets: [password]
+  store:
+    image: nginx:1.30
+    command: [sleep, infinity]
+    networks: [own]
+  once:
+    image: nginx:1.30
+    command: ["true"]
+    networks: [own]
+networks:
+  own: { internal: true, ipam: { config: [{ subnet: 10.213.77.0/24 }] } }
+secrets:
+  password: { file: ./secrets/password }
+"""
+FILES = {"app/mine.py": APP, ".env.app": VARIABLES}
+ROWS = {"APP_MODULE": "app.mine:app", "APP_ENV_FILE": ".env.app"}
+SEEN = {"GREETING": "good morning", "TOKEN": "t0ken", "FALLBACK": "set here"}
+
+
+@pytest.fixture(scope="module")
+def native() -> Iterator[Stack]:
+    stack = Stack("native", "own", files=FILES, **ROWS | {"APP_MODULE": "app.mine:create_app()"}, TOKEN="t0ken")
+    yield from started(stack)
+
+
+@pytest.fixture(scope="module")
+def compose() -> Iterator[Stack]:
+    require_engine()
+    files = {"docker-compose.override.yml": SERVICES, "secrets/password": "s3cret"}
+    stack = Stack("compose", "own", files=FILES | files, **ROWS, TOKEN="t0ken")
+    del stack.environ["COMPOSE_FILE"]
+    yield from started(stack)
+
+
+def seen(stack: Stack) -> Any:
+    with stack.client() as client:
+        answer = client.get("/")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.mark.xdist_group("native")
+def test_the_apps_own_variables_reach_it_natively_and_a_factory_is_called(native: Stack) -> None:
+    assert seen(native) == SEEN
+
+
+@pytest.mark.xdist_group("compose")
+def test_the_apps_own_variables_secrets_and_services_are_there_in_compose(compose: Stack) -> None:
+    assert seen(compose) == SEEN | {"password": "s3cret"}
+    assert len(compose.containers("store")) == 1, "the service of docker-compose.override.yml does not run"
+
+
+@pytest.mark.xdist_group("compose")
+def test_a_deploy_takes_them_too(compose: Stack) -> None:
+    before = compose.containers("app")
+    done = compose.make("deploy")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert compose.containers("app") != before
+    assert seen(compose) == SEEN | {"password": "s3cret"}
+
+
+@pytest.mark.xdist_group("compose")
+@pytest.mark.parametrize("command", ["make up", "make deploy", "docker compose up"])
+@pytest.mark.parametrize("missing", ["TOKEN", "secrets/password"])
+def test_what_is_required_and_missing_is_named_and_nothing_is_replaced(
+    compose: Stack, command: str, missing: str
+) -> None:
+    before = {service: compose.containers(service) for service in ("nginx", "app", "store")}
+    environ = {name: value for name, value in compose.environ.items() if name != missing}
+    words = {"make up": [sys.executable, "-m", "stack", "up"], "make deploy": [sys.executable, "-m", "stack", "deploy"],
+             "docker compose up": ["docker", "compose", "up", "--detach", "--force-recreate"]}[command]  # fmt: skip
+    secret = compose.root / "secrets/password"
+    text = secret.read_text()
+    try:
+        if missing == "secrets/password":
+            secret.unlink()
+        done = subprocess.run(words, cwd=compose.root, env=environ, capture_output=True, text=True, timeout=300)
+    finally:
+        secret.write_text(text)
+    said = (done.stdout + done.stderr).strip().splitlines()
+    assert done.returncode != 0, said
+    assert missing in said[-1], said
+    assert "Traceback" not in done.stderr
+    assert {service: compose.containers(service) for service in before} == before
+    assert seen(compose)["GREETING"] == "good morning"
+
+
+@pytest.mark.xdist_group("native")
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "TOKEN=${TOKEN:?set it in the shell}",
+            ".env.app: required variable TOKEN is missing a value: set it in the shell",
+        ),
+        ("WORKERS=7", ".env.app has WORKERS, which is the stack's: change its row in .env"),
+    ],
+)
+def test_a_fault_in_the_apps_own_variables_is_one_line_and_nothing_starts(line: str, said: str) -> None:
+    stack = Stack("native", "own-bad", files=FILES | {".env.app": f"{line}\n"}, **ROWS)
+    try:
+        done = stack.make("up")
+        assert (done.returncode, done.stderr.splitlines()) == (2, [said])
+        assert not stack.folder.exists()
+    finally:
+        stack.down()
+
+
+@pytest.mark.xdist_group("native")
+def test_the_stacks_checks_and_tests_judge_the_stack_alone() -> None:
+    """With code in nobody's style, services, and rows in .env that the stack does not know."""
+    rows = [(".env", "WORKERS=2\n", "WORKERS=1\nCOMPOSE_PROJECT_NAME=mine\nSTORE_VERSION=1\n"),
+            (".env", "APP_MODULE=app.demo.main:app", "APP_MODULE=app.mine:app"),
+            (".env", "SERVER_NAMES=~.", "SERVER_NAMES=example.com")]  # fmt: skip
+    files = {"docker-compose.override.yml": SERVICES, "secrets/password": "s3cret"}
+    stack = Stack("native", "own-check", files=FILES | files, patches=rows)
+    environ = {name: value for name, value in stack.environ.items() if name not in stack.rows} | {"TOKEN": "t0ken"}
+    del environ["COMPOSE_FILE"]
+    try:
+        for command in (
+            ["stack", "check"],
+            ["pytest", "-q", "tests/app", "tests/settings", "tests/bench/test_capacity.py"],
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", *command],
+                cwd=stack.root,
+                env=environ,
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        stack.down()
