@@ -63,7 +63,7 @@ def test_variants_that_fail_alike_are_not_compared(serve: Serve) -> None:
 def test_a_process_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:
     with (
         pytest.raises(CannotRun, match="no such setting"),
-        process("echo no such setting; exit 3", {}, tmp_path / "log", lambda: False, stop_seconds=1),
+        process("echo no such setting; exit 3", {}, tmp_path / "log", lambda: False, start_seconds=30, stop_seconds=1),
     ):
         pass
 
