@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from fastapi import BackgroundTasks, FastAPI, Request, Response
+from fastapi import BackgroundTasks, FastAPI, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
 app = FastAPI()
@@ -18,6 +18,10 @@ MARKS = Path(os.environ["LEDGER_PATH"]).with_name("marks")
 def mark(name: str) -> None:
     with MARKS.open("a") as file:
         file.write(f"{name}\n")
+
+
+def marked(name: str) -> bool:
+    return MARKS.exists() and name in MARKS.read_text().splitlines()
 
 
 @app.api_route("/parts", methods=["GET", "POST"])
@@ -62,23 +66,41 @@ async def file() -> FileResponse:
 
 
 @app.get("/late")
-async def late(request: Request, ms: int) -> StreamingResponse:
-    """An answer with its length, whose body comes `ms` after its head."""
+async def late(ms: int = 0, name: str = "") -> StreamingResponse:
+    """An answer with its length, whose body comes `ms` after its head, and when `name` is marked."""
 
     async def body() -> AsyncIterator[bytes]:
         await asyncio.sleep(ms / 1000)
+        while name and not marked(name):  # noqa: ASYNC110 (another process marks it)
+            await asyncio.sleep(0.05)
         yield b"at last"
 
     return StreamingResponse(body(), headers={"content-length": "7"})
 
 
+@app.get("/until")
+async def until(name: str) -> StreamingResponse:
+    """Goes on until `name` is marked; marks its beginning."""
+
+    async def lines() -> AsyncIterator[str]:
+        mark(f"begun-{name}")
+        while not marked(name):
+            yield "not yet\n"
+            await asyncio.sleep(0.1)
+        yield "the end\n"
+
+    return StreamingResponse(lines(), media_type="text/csv")
+
+
 @app.post("/later")
-async def later(tasks: BackgroundTasks, name: str, ms: int) -> str:
-    """Answers at once; marks `name` after `ms`."""
+async def later(tasks: BackgroundTasks, name: str, ms: int = 0, wait_for: str = "") -> str:
+    """Answers at once; marks `name` after `ms`, and when `wait_for` is marked."""
 
     async def work() -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(ms / 1000)
+            while wait_for and not marked(wait_for):  # noqa: ASYNC110 (another process marks it)
+                await asyncio.sleep(0.1)
             mark(name)
 
     tasks.add_task(work)
