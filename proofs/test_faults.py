@@ -298,7 +298,7 @@ def test_a_reload_of_code_that_cannot_be_loaded_is_taken_back(changing: tuple[St
 
 @pytest.mark.parametrize("new", [BROKEN, 'b"new"'], ids=["broken", "good"])
 def test_a_reload_during_the_first_start_waits_until_that_is_done(tmp_path: Path, new: str) -> None:
-    """Its code is loaded, or taken back with the first one serving on: the master lives."""
+    """Its code is loaded, or rolled back with the first one serving on: the master lives."""
     write_module(tmp_path, 'b"old"')
     (tmp_path / "hold").touch()
     server = Server(tmp_path, **CHANGING, WORKERS="1")
@@ -311,7 +311,7 @@ def test_a_reload_during_the_first_start_waits_until_that_is_done(tmp_path: Path
         (tmp_path / "hold").unlink()
         server.until_ready()
         if new == BROKEN:
-            line = server.said("Generation 2 is taken back, 1 serves on")
+            line = server.said("Generation 2 is rolled back, 1 serves on")
             assert "division by zero" in line, line
             assert server.get("/").text == "old"
         else:
@@ -608,7 +608,7 @@ def test_an_application_that_does_not_start_ends_the_first_start_and_fails_a_rel
     finally:
         server.stop()
     assert status != 0, "the master of an application that does not start ends with 0"
-    for line in (f"Generation 2 is taken back, 1 serves on: {said}", f"Reason: {said}"):
+    for line in (f"Generation 2 is rolled back, 1 serves on: {said}", f"Reason: {said}"):
         assert server.log("error").count(line) == 1, f"{line!r} is not said once: {server.log('error')}"
 
 

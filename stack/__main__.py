@@ -14,7 +14,7 @@ from stack.console import Failure, fail, say
 from stack.settings import app_variables, checked
 
 
-def way() -> tuple[ModuleType, str]:
+def choose_way() -> tuple[ModuleType, str]:
     """Compose or native, and why. WAY of the environment decides; else whether an engine answers."""
     asked = os.environ.get("WAY", "")
     if asked not in ("", "compose", "native"):
@@ -37,7 +37,7 @@ def run(command: str) -> int:
     settings, table = checked()
     if command not in ("down", "logs", "ps"):
         app_variables(table)  # for its faults
-    module, reason = way()
+    module, reason = choose_way()
     name = module.__name__.rpartition(".")[2]
     if command == "loadtest":
         if not module.running():

@@ -15,7 +15,7 @@ A worker's life, with what each end of its channel says (messages.py):
 
 Each worker has a slot, and each slot its listening socket (or all share one: WORKER_LISTENERS=shared). A slot without a
 worker gets one at once. A reload starts a whole new generation beside the old, as many workers at a time as there are
-CPUs for it, and retires the old when the new is complete. A generation that does not get ready is taken back. Nothing
+CPUs for it, and retires the old when the new is complete. A generation that does not get ready is rolled back. Nothing
 that fails later than the first start ends the master: it tries again, after a pause.
 
 What is relied on beyond Gunicorn's documented hooks is named in tests/app/test_contract.py.
@@ -146,7 +146,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         def construct(*args: Any) -> Worker:
             siblings = [worker.master_end for worker in self.WORKERS.values()]
             generation = self.attempt if self._reloading else self.generation
-            made.append(constructor(*args, slot=slot, generation=generation, foreign=siblings))
+            made.append(constructor(*args, slot=slot, generation=generation, not_inherited=siblings))
             return made[0]
 
         replaced = [worker.replacement_wanted for worker in self._staying(slot)]
@@ -238,7 +238,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         if self.generation == 0:
             raise HaltServer(reason, self.exit_status)
         if self._reloading and worker.generation == self.attempt:
-            self._take_back(reason)
+            self._roll_back(reason)
         else:
             self._try_later(worker.slot, reason)
 
@@ -271,21 +271,21 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         if self.reload_wanted:
             return  # the first workers may have loaded the old code: again, when they are ready
         if self._reloading:
-            self._take_back("a newer reload")
+            self._roll_back("a newer reload")
         self.attempt += 1
         self.need_is_steady = False
         self.reason = ""
         self.failures, self.not_before = 0, 0.0
         self.log.info("generation %d starts", self.attempt)
 
-    def _take_back(self, reason: str) -> None:
+    def _roll_back(self, reason: str) -> None:
         self.reason = reason
         for worker in [w for w in self._staying() if w.generation == self.attempt]:
             if any(other.generation != self.attempt for other in self._staying(worker.slot)):
                 self._retire(worker)
             else:
                 worker.generation = self.generation  # nobody else serves its socket
-        self.log.error("Generation %d is taken back, %d serves on: %s", self.attempt, self.generation, reason)
+        self.log.error("Generation %d is rolled back, %d serves on: %s", self.attempt, self.generation, reason)
 
     def handle_int(self) -> None:
         self.handle_term()

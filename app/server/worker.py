@@ -37,8 +37,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         "date_header": False,
     }
 
-    def __init__(self, *args: Any, slot: int, generation: int, foreign: Sequence[Closable]) -> None:
-        """Runs in the master, before the fork. `foreign` is what the new process must not keep open."""
+    def __init__(self, *args: Any, slot: int, generation: int, not_inherited: Sequence[Closable]) -> None:
+        """Runs in the master, before the fork. `not_inherited` is what the new process must not keep open."""
         super().__init__(*args)
         self.slot = slot
         self.generation = generation
@@ -50,15 +50,15 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         self.finishing = False
         self.failure = ""  # why it did not start
         self.master_end, self.channel = messages.channel_pair()
-        self.foreign: list[Closable] = [*foreign, self.master_end]
+        self.not_inherited: list[Closable] = [*not_inherited, self.master_end]
         mine = slot % len(self.sockets)
-        self.foreign += [listener for i, listener in enumerate(self.sockets) if i != mine]
+        self.not_inherited += [listener for i, listener in enumerate(self.sockets) if i != mine]
         self.sockets = [self.sockets[mine]]
 
     def init_process(self) -> None:
         # A sibling's socket held open here would go on taking connections that nobody accepts; a copy of the
         # master's end of a channel would hide the master's death.
-        for thing in self.foreign:
+        for thing in self.not_inherited:
             thing.close()
         os.register_at_fork(after_in_child=self._let_go_in_child)
         try:
