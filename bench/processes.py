@@ -149,7 +149,7 @@ class Bench:
 
     @contextlib.contextmanager
     def own_folder(self) -> Iterator[None]:
-        self.folder.mkdir()
+        (self.folder / "data").mkdir(parents=True)
         try:
             yield
         finally:

@@ -31,7 +31,7 @@ def answering() -> Iterator[Stack]:
 
 
 def marks(stack: Stack) -> list[str]:
-    file = stack.folder / "marks"
+    file = stack.folder / "data/marks"
     return file.read_text().splitlines() if file.exists() else []
 
 
@@ -79,7 +79,7 @@ def test_an_event_stream_that_only_pings_is_not_cut(answering: Stack) -> None:
 
 
 def test_the_budget_holds_the_pings_against_the_bound_on_standing_still(answering: Stack) -> None:
-    broken = {"EVENT_STREAM_PING_SECONDS": "2", "LEDGER_PATH": str(answering.folder / "ledger")}
+    broken = {"EVENT_STREAM_PING_SECONDS": "2", "DATA_DIR": str(answering.folder)}
     done = subprocess.run(
         [sys.executable, "-m", "app.server", "--check-config"],
         cwd=answering.root, env=answering.environ | GIVEN | rows() | answering.rows | broken,
@@ -240,7 +240,7 @@ def stopped() -> Iterator[tuple[Stack, dict[str, str]]]:
             found["reused"] = raw_get(connection, "/file")
         thread.join(DEADLINE)
         leaving.join(DEADLINE)
-        found["marks"] = (stack.folder / "marks").read_text()
+        found["marks"] = (stack.folder / "data/marks").read_text()
         yield stack, found
     finally:
         stack.down()

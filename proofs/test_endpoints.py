@@ -55,7 +55,7 @@ def test_an_order_that_the_volume_has_no_space_for_is_not_applied_and_costs_no_o
             return answer.status_code, answer.status_code == 201 and answer.json()["applied"]
 
         assert place(uuid.uuid4().hex) == (201, True)
-        full = (native_stack.folder / "ledger").stat().st_size + 40
+        full = (native_stack.folder / "data/ledger").stat().st_size + 40
         limits = [resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in workers]
         try:
             for pid, (_, hard) in zip(workers, limits, strict=True):

@@ -47,7 +47,7 @@ class Server:
         """`before` is what the command begins with; `folder` is RUN_DIR, and its modules can be imported."""
         self.folder = self.run_dir = folder
         self.rows = GIVEN | rows() | SMALL_BUDGET | FAULTY | {"APP_PORT": str(free_ports(4))} | own
-        self.environ = os.environ | self.rows | {"RUN_DIR": str(folder), "LEDGER_PATH": str(folder / "ledger")}
+        self.environ = os.environ | self.rows | {"RUN_DIR": str(folder), "DATA_DIR": str(folder)}
         self.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
         self.root, self.port = root, int(self.rows["APP_PORT"])
         self.command = [*before, sys.executable, "-m", "app.server"]

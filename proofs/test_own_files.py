@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ FALLBACK="${NOWHERE:-set here}"
 SERVICES = """
 services:
   app:
-    networks: [app, own]
+    networks: [app, own, outside]
     secrets: [password]
   store:
     image: nginx:1.30
@@ -43,6 +44,7 @@ services:
     command: ["true"]
     networks: [own]
 networks:
+  outside:
   own: { internal: true, ipam: { config: [{ subnet: 10.213.77.0/24 }] } }
 secrets:
   password: { file: ./secrets/password }
@@ -83,6 +85,39 @@ def test_the_apps_own_variables_reach_it_natively_and_a_factory_is_called(native
 def test_the_apps_own_variables_secrets_and_services_are_there_in_compose(compose: Stack) -> None:
     assert seen(compose) == SEEN | {"password": "s3cret"}
     assert len(compose.containers("store")) == 1, "the service of docker-compose.override.yml does not run"
+
+
+def reaches_the_world_outside(stack: Stack) -> bool:
+    """Whether the app's container comes to an address that is none of Docker's networks'."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trial:
+        try:
+            trial.connect(("192.0.2.1", 9))  # sends nothing; the kernel chooses the address that it would send from
+        except OSError:
+            pytest.skip("this machine has no way out itself")
+        address = trial.getsockname()[0]
+    with socket.create_server((address, 0)) as world:
+        port = world.getsockname()[1]
+        connect = f"import socket; socket.create_connection(('{address}', {port}), timeout=3)"
+        (app,) = stack.containers("app")
+        return subprocess.run(["docker", "exec", app, "python", "-c", connect], capture_output=True).returncode == 0
+
+
+@pytest.mark.xdist_group("compose")
+def test_the_app_reaches_the_world_outside_by_a_network_of_its_own(compose: Stack) -> None:
+    assert reaches_the_world_outside(compose)
+
+
+@pytest.mark.xdist_group("compose")
+def test_without_it_the_app_reaches_nothing_outside(compose_stack: Stack) -> None:
+    assert not reaches_the_world_outside(compose_stack)
+
+
+@pytest.mark.xdist_group("compose")
+def test_a_library_may_write_to_its_home(compose_stack: Stack) -> None:
+    (app,) = compose_stack.containers("app")
+    write = "from pathlib import Path; (Path.home() / '.cache').mkdir(exist_ok=True)"
+    done = subprocess.run(["docker", "exec", app, "python", "-c", write], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.xdist_group("compose")

@@ -84,7 +84,7 @@ def test_the_app_refuses_to_start_with_a_broken_budget(native: Stack, rule: str)
 
 def row_table(stack: Stack) -> dict[str, str]:
     rows = {name: value or "" for name, value in dotenv_values(ROOT / ".env").items()}
-    return rows | stack.rows | {"APP_HOST": "127.0.0.1", "TRUSTED_PROXIES": "127.0.0.1", "LEDGER_PATH": os.devnull}
+    return rows | stack.rows | {"APP_HOST": "127.0.0.1", "TRUSTED_PROXIES": "127.0.0.1", "DATA_DIR": "/tmp"}
 
 
 def test_make_up_names_a_broken_rule_before_it_starts_anything(native: Stack) -> None:

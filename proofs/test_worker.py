@@ -120,7 +120,7 @@ def test_the_heartbeat_is_in_memory(odd: Stack) -> None:
 
 
 def test_the_budget_holds_the_longest_block_against_the_worker_timeout(odd: Stack) -> None:
-    broken = {"LONGEST_BLOCK_SECONDS": "7", "RUN_DIR": str(odd.folder), "LEDGER_PATH": str(odd.folder / "ledger")}
+    broken = {"LONGEST_BLOCK_SECONDS": "7", "RUN_DIR": str(odd.folder), "DATA_DIR": str(odd.folder)}
     done = subprocess.run(
         [sys.executable, "-m", "app.server", "--check-config"],
         cwd=odd.root, env=odd.environ | GIVEN | rows() | odd.rows | broken, capture_output=True, text=True, timeout=60,

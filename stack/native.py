@@ -26,7 +26,7 @@ LOCK = "supervisor.lock"
 
 
 def folder() -> Path:
-    """Where a native stack keeps its lock, logs, ledger and rendered configuration."""
+    """Where a native stack keeps its lock, logs, data and rendered configuration."""
     return Path(tempfile.gettempdir()) / f"{project()}-{os.getuid()}"
 
 
@@ -59,7 +59,7 @@ def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str
     """What all processes of the stack get: .env, and what this way of running gives in Compose's stead."""
     run = folder()
     return table | GIVEN | {
-        "LEDGER_PATH": str(run / "ledger"),
+        "DATA_DIR": str(run / "data"),
         "RUN_DIR": str(run),
         "NGINX_RUN": str(run / "nginx"),
         "NGINX_LISTEN": str(settings.http_port),
@@ -163,7 +163,7 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
     version = nginx_version(binary)
     _check_ports(settings)
     environ = environment(settings, table)
-    run.mkdir(exist_ok=True)
+    (run / "data").mkdir(parents=True, exist_ok=True)
     left_out = render(environ, run / "nginx", version)
     if left_out:
         say(f"nginx {'.'.join(map(str, version))} has no {', '.join(left_out)}: left out (docs/native.md)")

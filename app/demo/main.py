@@ -26,7 +26,7 @@ KEY = r"^[A-Za-z0-9_-]{1,64}$"
 
 @cache
 def ledger() -> Ledger:
-    return Ledger(Path(os.environ["LEDGER_PATH"]))
+    return Ledger(Path(os.environ["DATA_DIR"]) / "ledger")
 
 
 class Served(BaseModel):

@@ -12,7 +12,7 @@ from fastapi import BackgroundTasks, FastAPI, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
 app = FastAPI()
-MARKS = Path(os.environ["LEDGER_PATH"]).with_name("marks")
+MARKS = Path(os.environ["DATA_DIR"]) / "marks"
 
 
 def mark(name: str) -> None:

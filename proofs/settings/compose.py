@@ -350,10 +350,10 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         named("services.app.volumes"),
-        "The demo's ledger is in a volume.",
+        "What the app writes to /data stays when its container is replaced.",
         "in the container, whose file system is read-only",
         "removed",
-        without('    volumes: ["ledger:/data"]'),
+        without('    volumes: ["data:/data"]'),
         [LEDGER],
     ),
     Setting(
@@ -362,7 +362,7 @@ SETTINGS: list[Setting | Unproven] = [
         "none",
         "removed",
         in_place_of(
-            '    volumes: ["ledger:/data"]\n    tmpfs: ["/tmp:size=${APP_TMP}"]\n', '    volumes: ["ledger:/data"]\n'
+            '    volumes: ["data:/data"]\n    tmpfs: ["/tmp:size=${APP_TMP}"]\n', '    volumes: ["data:/data"]\n'
         ),
         [STARTS],
     ),
@@ -525,11 +525,11 @@ SETTINGS: list[Setting | Unproven] = [
         [f"{NO_WAY_OUT}[locust-worker]"],
     ),
     Setting(
-        named("volumes.ledger"),
-        "The volume in which the demo's ledger outlives its container.",
+        named("volumes.data"),
+        "The volume in which the app's files outlive its container.",
         "none",
         "removed",
-        in_place_of("\nvolumes:\n  ledger:\n", "\n"),
+        in_place_of("\nvolumes:\n  data:\n", "\n"),
         [ACCEPTED],
     ),
 ]
