@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from proofs.conftest import require_engine, started
-from proofs.stack import Stack
+from proofs.stack import ROOT, Stack
 
 # In nobody's style, and a type checker would not have it.
 APP = """
@@ -52,6 +54,22 @@ secrets:
 FILES = {"app/mine.py": APP, ".env.app": VARIABLES}
 ROWS = {"APP_MODULE": "app.mine:app", "APP_ENV_FILE": ".env.app"}
 SEEN = {"GREETING": "good morning", "TOKEN": "t0ken", "FALLBACK": "set here"}
+
+
+# A whole project below app/, as its own tools have it: found by its folder, or installed by its pyproject.toml.
+PROJECT = {
+    "app/shop/pyproject.toml": """
+[project]
+name = "shop"
+version = "0.1.0"
+requires-python = ">=3.11"
+[build-system]
+requires = ["uv_build>=0.8,<1"]
+build-backend = "uv_build"
+""",
+    "app/shop/src/shop/__init__.py": "",
+    "app/shop/src/shop/web.py": APP,
+}
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +145,24 @@ def test_a_deploy_takes_them_too(compose: Stack) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert compose.containers("app") != before
     assert seen(compose) == SEEN | {"password": "s3cret"}
+
+
+@pytest.mark.xdist_group("native")
+def test_a_project_that_is_not_installed_is_found_by_its_folder() -> None:
+    files = PROJECT | {".env.app": "PYTHONPATH=app/shop/src\n"}
+    stack = Stack("native", "own-path", files=files, APP_MODULE="shop.web:app", APP_ENV_FILE=".env.app")
+    with contextmanager(started)(stack):
+        assert seen(stack)["GREETING"] is None
+
+
+@pytest.mark.xdist_group("compose")
+def test_a_project_with_a_pyproject_of_its_own_is_installed_into_the_image() -> None:
+    require_engine()
+    stack = Stack("compose", "own-project", files=PROJECT, APP_MODULE="shop.web:create_app()")
+    uv = shutil.which("uv") or str(ROOT / ".uv/bin/uv")
+    subprocess.run([uv, "add", "--quiet", "--no-sync", "--group", "app", "./app/shop"], cwd=stack.root, check=True)
+    with contextmanager(started)(stack):
+        assert seen(stack)["GREETING"] is None
 
 
 @pytest.mark.xdist_group("compose")
