@@ -57,7 +57,9 @@ def write(results: dict[str, Any]) -> None:
 
 
 def settings_page(results: dict[str, Any]) -> str:
-    tried = [results["settings"][setting.names[0]] for setting in TABLE if isinstance(setting, Setting)]
+    known = results["settings"]
+    changes = [setting for setting in TABLE if isinstance(setting, Setting)]
+    tried = [known[setting.names[0]] for setting in changes if setting.names[0] in known]
     verdicts = Counter(found["verdict"] for found in tried)
     unproven = [setting for setting in TABLE if isinstance(setting, Unproven)]
     names = sum(len(setting.names) for setting in TABLE)
@@ -67,6 +69,8 @@ def settings_page(results: dict[str, Any]) -> str:
         f"{verdicts['survived']} went unnoticed, {verdicts['broken']} could not be tried; {without} settings "
         f"({without / names:.1%}) are listed with the reason why they cannot be proved here.\n"
     )
+    if len(tried) < len(changes):
+        text += f"\n{len(changes) - len(tried)} of the changes were not tried yet.\n"
     trees = Counter(found["tree"] for found in tried)
     if len(trees) > 1:
         text += f"\n{trees.total() - max(trees.values())} of the changes were tried on another commit than the rest.\n"
@@ -85,8 +89,10 @@ def entry(setting: Setting | Unproven, results: dict[str, Any]) -> str:
     text = f"- **{names}**: {setting.does} Default: {setting.default}.\n"
     if isinstance(setting, Unproven):
         return text + f"  Not proved here: {setting.reason}\n"
-    found = results["settings"][setting.names[0]]
+    found = results["settings"].get(setting.names[0])
     text += f"  Changed: {setting.change}. "
+    if found is None:
+        return text + f"Not tried yet.\n  Proof: `{setting.proofs[0]}`\n"
     if found["verdict"] == "killed":
         text += f"Seen: `{found['without'].replace('`', chr(39))}`\n"
     else:
