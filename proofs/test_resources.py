@@ -29,7 +29,7 @@ ROWS = (
     {f"{service.upper()}_MEMORY": f"{MEMORY_MB[service]}m" for service in LIMITED}
     | {f"{service.upper()}_PIDS": str(PIDS[service]) for service in LIMITED}
     | {f"{service.upper()}_TMP": f"{TMP_MB[service]}m" for service in LIMITED}
-    | {"TCP_BUFFER_BYTES": TCP_BYTES}
+    | {"APP_SOCKET_BUFFER_BYTES": TCP_BYTES}
     # The app starts with them only if the space budget holds.
     | {"NGINX_MAX_UPLOADS_IN_FLIGHT": "100", "CLIENT_MAX_UPLOADS_IN_FLIGHT": "20", "WORKER_MEMORY_MB": "50"}
     | {"APP_MAX_REQUESTS_IN_FLIGHT": "10", "CLIENT_MAX_REQUESTS_IN_FLIGHT": "20", "NGINX_MAX_REQUESTS_IN_FLIGHT": "40"}

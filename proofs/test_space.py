@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -152,6 +153,10 @@ def beside(stack: Stack, addresses: int, *arguments: str) -> list[dict[str, Any]
         p99, accounts = tried_beside(stack, addresses, *arguments)
         if p99 <= float(COMMITTED["SLO_P99_MS"]):
             return accounts
+    with OpenLoop(stack, WELL_BEHAVED) as alone:
+        alone.run_for(SECONDS / 3)
+    if (usual := alone.outcome.percentile(0.99) * 1000) > float(COMMITTED["SLO_P99_MS"]) / 4:
+        pytest.skip(f"this machine is too busy: without attackers the p99 is {usual:.0f} ms")
     raise AssertionError(f"the p99 beside the attackers is {p99:.0f} ms, {TRIES} times in a row over SLO_P99_MS")
 
 
@@ -189,6 +194,7 @@ def test_uploads_that_do_not_end_and_slow_readers_harm_nobody(committed: Stack, 
     accounts = beside(committed, addresses, *slow)
     read, statuses = total(accounts)
     assert read == 64, f"{read} slow readers were let in"
+    assert statuses["200"] == 64, f"slow readers were cut off, and came back: {statuses}"
     assert statuses["429"], "no upload over the limit of its address was refused"
 
 
@@ -246,6 +252,34 @@ def test_an_answer_that_nobody_reads_holds_what_the_budget_says(native: Stack) -
     most = space.CONNECTION + space.REQUEST + space.COMPRESSOR + int(COMMITTED["PROXY_BUFFER_BYTES"])
     each = held * 2**20 / count
     assert each <= most, f"a compressed answer holds {each / 1024:.0f} KiB of nginx, the budget has {most / 1024:.0f}"
+
+
+def test_the_kernel_keeps_little_of_what_nobody_reads(native: Stack) -> None:
+    """An answer whose client does not read, and what a client sends while nginx waits for that."""
+    request = "GET /large HTTP/1.1\r\nHost: a\r\n\r\n"
+    with Clients(native, 10, request, receive_buffer=4096) as readers:
+        until("as many answers under way", lambda: len(upstream_connections(native)) >= 10)
+        for connection in readers.connections:
+            connection.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    connection.send((1 << 20) * b"x")
+        clients, app = {native.http_port}, {native.app_port, native.app_port + 1}
+        until("answers wait in the kernel", lambda: all(queues(clients)) and queues(app)[0])
+        settled(lambda: sum((*queues(clients), *queues(app))) / 2**20)
+        (unsent, unread), (of_app, _) = queues(clients), queues(app)
+    most = 2 * int(COMMITTED["CLIENT_SOCKET_BUFFER_BYTES"]) + int(COMMITTED["PROXY_BUFFER_BYTES"])
+    assert unsent <= most, f"the kernel keeps {unsent} bytes of an answer for a client, the budget has {most}"
+    assert unread <= most, f"the kernel keeps {unread} bytes that a client has sent, the budget has {most}"
+    most = int(COMMITTED["APP_SOCKET_BUFFER_BYTES"]) + space.PACKET
+    assert of_app <= most, f"the kernel keeps {of_app} bytes of an answer in the app, the budget has {most}"
+
+
+def queues(ports: set[int]) -> tuple[int, int]:
+    """The most bytes that the kernel keeps of a connection of these ports: to be sent, and to be read."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    found = [line[4].split(":") for line in lines if int(line[1].rpartition(":")[2], 16) in ports and line[3] == "01"]
+    return max(int(sent, 16) for sent, _ in found), max(int(read, 16) for _, read in found)
 
 
 def test_a_body_that_fits_the_buffer_waits_in_memory(native: Stack) -> None:

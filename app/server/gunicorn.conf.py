@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from contextlib import suppress
@@ -54,6 +55,15 @@ logconfig_dict = logs.config(settings.log_level)
 
 if "METRICS_DIR" not in os.environ:  # a reload finds it set
     os.environ["METRICS_DIR"] = metrics_folder(worker_tmp_dir or tempfile.gettempdir())
+
+
+def when_ready(server: object) -> None:
+    """What the kernel keeps of an answer that nginx does not read: megabytes by default, for each slow reader.
+
+    Accepted connections take it from their listener. The kernel doubles what it is asked for.
+    """
+    for listener in server.LISTENERS:  # type: ignore[attr-defined]
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.app_socket_buffer_bytes // 2)
 
 
 def on_exit(server: object) -> None:

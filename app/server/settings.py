@@ -84,7 +84,8 @@ class Settings(BaseModel):
     nginx_worker_connections: Annotated[int, Field(ge=64, le=1_000_000)]
     upstream_keepalive_connections: Count
     proxy_buffer_bytes: Annotated[int, Field(ge=4096, le=1 << 20)]
-    tcp_buffer_bytes: Annotated[int, Field(ge=16_384, le=1 << 26)]
+    client_socket_buffer_bytes: Annotated[int, Field(ge=4096, le=1 << 26)]
+    app_socket_buffer_bytes: Annotated[int, Field(ge=16_384, le=1 << 26)]
     nginx_memory: Memory
     nginx_tmp: Memory
     nginx_pids: Count

@@ -26,6 +26,8 @@ COMPRESSOR = 304 * KIB
 NGINX_PROCESS = 8 * MIB
 # The rendered configuration, in the same place as the uploads.
 NGINX_FILES = 4 * MIB
+# The kernel takes a whole packet while there is room for a byte.
+PACKET = 64 * KIB
 # Gunicorn's master, the workers' counters in /dev/shm, and a health check.
 MASTER = 48 * MIB
 # A worker's pool of threads for `def` handlers, its event loop, and what its libraries start.
@@ -128,10 +130,10 @@ RULES = (
             Term("headers for the app", ("nginx_max_requests_in_flight", 2, "client_max_header_bytes")),
             Term("bodies", ("nginx_max_requests_in_flight", "client_body_buffer_bytes")),
             Term("uploads on their way to the app", ("nginx_max_uploads_in_flight", "client_body_buffer_bytes")),
-            Term("answers", ("nginx_max_requests_in_flight", "proxy_buffer_bytes")),
+            Term("answers, and a packet of each", ("nginx_max_requests_in_flight", 2, "proxy_buffer_bytes")),
             Term("requests, and answers being compressed", ("nginx_max_requests_in_flight", REQUEST + COMPRESSOR)),
-            Term("the kernel, for clients", ("nginx_max_requests_in_flight", 2, "tcp_buffer_bytes")),
-            Term("the kernel, for the app", (ALL_PLACES, 2, "tcp_buffer_bytes")),
+            Term("the kernel, for clients", ("nginx_max_requests_in_flight", 2, 2, "client_socket_buffer_bytes")),
+            Term("the kernel, for the app", (ALL_PLACES, 2, "app_socket_buffer_bytes")),
         ),
         "nginx_memory",
         "the kernel kills a worker of nginx with everybody's requests",
@@ -181,7 +183,8 @@ RULES = (
             Term("files", ("app_tmp",)),
             Term("the master", (MASTER,)),
             Term("workers and a replacement", (WORKERS_AND_ONE, "worker_memory_mb", MIB)),
-            Term("the kernel, for nginx", (PLACES, 2, "tcp_buffer_bytes")),
+            Term("the kernel, for nginx", (PLACES, 2, "app_socket_buffer_bytes")),
+            Term("a packet of each", (PLACES, PACKET)),
         ),
         "app_memory",
         "the kernel kills a worker before it is replaced",

@@ -228,6 +228,14 @@ SETTINGS: list[Setting | Unproven] = [
         [f"{PROOFS}::test_the_log_begins_at_the_level_that_the_row_names"],
     ),
     Setting(
+        ["gunicorn.conf.py: when_ready"],
+        "The kernel keeps so much of an answer that nginx does not read (APP_SOCKET_BUFFER_BYTES), and no megabytes.",
+        "nothing",
+        "removed",
+        [(CONF, "def when_ready(", "def _nobody_calls_this(")],
+        ["proofs/test_space.py::test_the_kernel_keeps_little_of_what_nobody_reads[native]"],
+    ),
+    Setting(
         ["gunicorn.conf.py: on_exit"],
         "The workers' counters are removed from memory when the app stops.",
         "nothing",

@@ -133,14 +133,14 @@ SETTINGS: list[Setting | Unproven] = [
     sized("locust", "Temporary files of Locust"),
     of_sockets(
         "services.nginx.sysctls.net.ipv4.tcp_rmem",
-        "What the kernel holds of what a client has sent and nginx has not read.",
-        "      net.ipv4.tcp_rmem: 4096 ${TCP_BUFFER_BYTES} ${TCP_BUFFER_BYTES}\n",
-        "TCP_BUFFER_BYTES",
+        "What the kernel holds of what the app has sent and nginx has not read.",
+        "      net.ipv4.tcp_rmem: 4096 ${APP_SOCKET_BUFFER_BYTES} ${APP_SOCKET_BUFFER_BYTES}\n",
+        "APP_SOCKET_BUFFER_BYTES",
     ),
     of_sockets(
         "services.nginx.sysctls.net.ipv4.tcp_wmem",
-        "What the kernel holds of what nginx has sent and a client has not read.",
-        "      net.ipv4.tcp_wmem: 4096 16384 ${TCP_BUFFER_BYTES}\n",
+        "What the kernel holds of what nginx has sent and the app has not read.",
+        "      net.ipv4.tcp_wmem: 4096 16384 ${APP_SOCKET_BUFFER_BYTES}\n",
     ),
     of_sockets(
         "services.app.sysctls",

@@ -7,7 +7,8 @@ from proofs.settings import Setting, Unproven
 CONF = "nginx/templates/nginx.conf.template"
 ANSWERS = "nginx/templates/answers.conf.template"
 ERRORS = "nginx/templates/errors.conf.template"
-DEFAULT_LISTEN = "listen ${NGINX_LISTEN} default_server backlog=${LISTEN_BACKLOG};"
+BUFFERS = "\n            sndbuf=${CLIENT_SOCKET_BUFFER_BYTES} rcvbuf=${CLIENT_SOCKET_BUFFER_BYTES};"
+DEFAULT_LISTEN = f"listen ${{NGINX_LISTEN}} default_server backlog=${{LISTEN_BACKLOG}}{BUFFERS}"
 LISTEN = "        listen ${NGINX_LISTEN};\n"
 ANSWERS_INCLUDED = "        include ${NGINX_RUN}/answers.conf;\n"
 HEALTH = "        location = /nginx-health {\n            return 200;\n        }\n"
@@ -19,6 +20,7 @@ TOO_LARGE = "proofs/test_proxy.py::test_a_body_over_the_limit_gets_413_as_json[n
 INTERNAL = "proofs/test_proxy.py::test_internal_endpoints_are_not_reachable_from_outside[native-/metrics]"
 POST_502 = "proofs/test_errors.py::test_a_worker_that_dies_with_a_post_is_a_502_and_the_post_is_not_sent_again"
 POST_504 = "proofs/test_errors.py::test_a_post_that_no_worker_answers_in_time_is_a_504_and_is_not_sent_again"
+KERNEL = "proofs/test_space.py::test_the_kernel_keeps_little_of_what_nobody_reads"
 REFUSED = "proofs/test_upstream.py::test_a_refused_connection_is_tried_elsewhere_so_many_times[POST]"
 
 SETTINGS: list[Setting | Unproven] = [
@@ -46,15 +48,31 @@ SETTINGS: list[Setting | Unproven] = [
         "So many connections wait in the kernel while nginx is busy; the next one waits a second or is given up.",
         "511",
         "the default",
-        [(CONF, " backlog=${LISTEN_BACKLOG};", ";")],
+        [(CONF, " backlog=${LISTEN_BACKLOG}\n", "\n")],
         ["proofs/test_limits.py::test_a_burst_of_connections_waits_for_a_busy_nginx"],
+    ),
+    Setting(
+        ["nginx.conf: default server / listen sndbuf", ".env: CLIENT_SOCKET_BUFFER_BYTES"],
+        "The kernel keeps so much of an answer that a client does not read, and no megabytes.",
+        "as it sees fit, up to 4 MB",
+        "removed",
+        [(CONF, " sndbuf=${CLIENT_SOCKET_BUFFER_BYTES}", "")],
+        [f"{KERNEL}[native]"],
+    ),
+    Setting(
+        ["nginx.conf: default server / listen rcvbuf"],
+        "The kernel keeps so much of what a client sends while nginx does not read.",
+        "as it sees fit, up to 6 MB and more",
+        "removed",
+        [(CONF, " rcvbuf=${CLIENT_SOCKET_BUFFER_BYTES}", "")],
+        [f"{KERNEL}[native]"],
     ),
     Setting(
         ["nginx.conf: default server / include answers.conf"],
         "Health and JSON errors on unknown names too.",
         "nginx's own pages",
         "removed",
-        [(CONF, "backlog=${LISTEN_BACKLOG};\n" + ANSWERS_INCLUDED, "backlog=${LISTEN_BACKLOG};\n")],
+        [(CONF, f"{BUFFERS}\n{ANSWERS_INCLUDED}", f"{BUFFERS}\n")],
         [UNKNOWN],
     ),
     Setting(
