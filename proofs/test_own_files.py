@@ -148,6 +148,20 @@ def test_a_deploy_takes_them_too(compose: Stack) -> None:
 
 
 @pytest.mark.xdist_group("native")
+def test_an_app_below_a_path_has_its_docs_there_and_its_health_where_the_stack_asks() -> None:
+    """root_path of FastAPI and Starlette: nginx passes the path on as it is."""
+    text = "from fastapi import FastAPI\n\napp = FastAPI(root_path='/shop')\napp.get('/')(lambda: 'the shop')\n"
+    stack = Stack("native", "own-below", files={"app/main.py": text}, APP_MODULE="app.main:app")
+    with contextmanager(started)(stack), stack.client() as client:
+        assert client.get("/shop/").json() == "the shop"
+        without_slash = client.get("/shop")
+        assert (without_slash.status_code, without_slash.headers["location"]) == (307, f"{stack.url}/shop/")
+        assert "'/shop/openapi.json'" in client.get("/shop/docs").text
+        assert client.get("/shop/openapi.json").json()["servers"] == [{"url": "/shop"}]
+        assert client.get("/readyz").status_code == 404
+
+
+@pytest.mark.xdist_group("native")
 def test_a_project_that_is_not_installed_is_found_by_its_folder() -> None:
     files = PROJECT | {".env.app": "PYTHONPATH=app/shop/src\n"}
     stack = Stack("native", "own-path", files=files, APP_MODULE="shop.web:app", APP_ENV_FILE=".env.app")
