@@ -210,7 +210,7 @@ def stopped() -> Iterator[tuple[Stack, dict[str, str]]]:
     """A stop while a long answer, two background tasks and an answer that began before it are under way."""
     budget = {
         "UVICORN_GRACEFUL_SECONDS": "20", "GUNICORN_GRACEFUL_SECONDS": "25", "REPLACED_WORKER_SECONDS": "20",
-        "STOP_GRACE_SECONDS": "35",
+        "STOP_GRACE_SECONDS": "35", "ANSWER_STALL_SECONDS": "20", "PROXY_READ_TIMEOUT_SECONDS": "25",
     }  # fmt: skip
     stack = Stack("native", "stopped", **APP, **budget)
     found: dict[str, str] = {}
@@ -233,7 +233,7 @@ def stopped() -> Iterator[tuple[Stack, dict[str, str]]]:
             leaving = stop(stack)
             until("the drain", lambda: draining(stack))
             time.sleep(drain + 0.5)
-            with (stack.folder / "marks").open("a") as file:
+            with (stack.folder / "data/marks").open("a") as file:
                 file.write("now\n")
             assert connection.recv(65536) == b"at last"  # in the drain, past DRAIN_SECONDS
             time.sleep(0.5)  # nginx may use it again for UPSTREAM_KEEPALIVE_SECONDS
