@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -229,11 +230,13 @@ def test_a_fault_in_the_apps_own_variables_is_one_line_and_nothing_starts(line: 
 @pytest.mark.xdist_group("native")
 def test_the_stacks_checks_and_tests_judge_the_stack_alone() -> None:
     """With code in nobody's style, services, and rows in .env that the stack does not know."""
-    rows = [(".env", "WORKERS=2\n", "WORKERS=1\nCOMPOSE_PROJECT_NAME=mine\nSTORE_VERSION=1\n"),
-            (".env", "APP_MODULE=app.demo.main:app", "APP_MODULE=app.mine:app"),
-            (".env", "SERVER_NAMES=~.", "SERVER_NAMES=example.com")]  # fmt: skip
-    files = {"docker-compose.override.yml": SERVICES, "secrets/password": "s3cret"}
-    stack = Stack("native", "own-check", files=FILES | files, patches=rows)
+    rows = {"WORKERS": "1", "APP_MODULE": "app.mine:app", "STICKY_SESSIONS": "cookie", "SERVER_NAMES": "example.com",
+            "APP_PIDS": "1024"}  # fmt: skip
+    table = (ROOT / ".env").read_text() + "COMPOSE_PROJECT_NAME=mine\nSTORE_VERSION=1\n"
+    for row, value in rows.items():
+        table = re.sub(f"^{row}=.*", f"{row}={value}", table, flags=re.MULTILINE)
+    files = {".env": table, "docker-compose.override.yml": SERVICES, "secrets/password": "s3cret"}
+    stack = Stack("native", "own-check", files=FILES | files)
     environ = {name: value for name, value in stack.environ.items() if name not in stack.rows} | {"TOKEN": "t0ken"}
     del environ["COMPOSE_FILE"]
     try:

@@ -48,7 +48,7 @@ def edit(path: Path, *changes: tuple[str, str]) -> None:
 def yours(tree: Path) -> None:
     """What docs/your-app.md tells to do, and what `uv add --group app` leaves."""
     (tree / "app/main.py").write_text("from fastapi import FastAPI\n\napp = FastAPI()\n")
-    (tree / "app/shop").mkdir()
+    (tree / "app/shop").mkdir(exist_ok=True)
     (tree / "app/shop/pyproject.toml").write_text('[project]\nname = "shop"\nversion = "1"\n')
     (tree / ".env.app").write_text("DATABASE_URL=${DATABASE_URL:?set it in the shell}\n")
     (tree / "docker-compose.override.yml").write_text("services: { store: { image: nginx:1.30 } }\n")
@@ -59,7 +59,7 @@ def yours(tree: Path) -> None:
         "CLIENT_MAX_BODY_BYTES": "5000000",
     }
     edit(tree / ".env", *((f"^{row}=.*", f"{row}={value}") for row, value in own.items()))
-    edit(tree / "pyproject.toml", (r"^app = \[\]", 'app = [\n    "sqlalchemy>=2.0",\n]'))
+    edit(tree / "pyproject.toml", (r"^app = \[[^]]*\]", 'app = [\n    "sqlalchemy>=2.0",\n]'))
     entry = '[[package]]\nname = "sqlalchemy"\nversion = "2.0.0"\nsource = { registry = "https://pypi.org/simple" }\n\n'
     edit(tree / "uv.lock", (r'^\[\[package\]\]\nname = "starlette"', f'{entry}[[package]]\nname = "starlette"'))
 

@@ -48,6 +48,7 @@ def _nginx() -> Iterator[str]:
     settings = read(StackSettings, GIVEN | table)
     with tempfile.TemporaryDirectory() as folder:
         values = native.environment(settings, table) | {"NGINX_RUN": folder, "UPSTREAM_RESOLVER": "127.0.0.11"}
+        values["STICKY_SESSIONS"] = "none"  # whatever the row says: its directives take the place of least_conn
         render(values, Path(folder), (1, 30))
         parsed = crossplane.parse(f"{folder}/nginx.conf", check_ctx=False, check_args=False)
     if parsed["errors"]:
