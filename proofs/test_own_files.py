@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -33,6 +34,8 @@ GREETING=good morning
 TOKEN=${TOKEN:?set it in the shell}
 FALLBACK="${NOWHERE:-set here}"
 """
+# A subnet of its own for each run: two runs on one engine must not meet.
+SUBNET = f"10.213.{os.getpid() % 256}.0/24"
 SERVICES = """
 services:
   app:
@@ -48,10 +51,10 @@ services:
     networks: [own]
 networks:
   outside:
-  own: { internal: true, ipam: { config: [{ subnet: 10.213.77.0/24 }] } }
+  own: { internal: true, ipam: { config: [{ subnet: SUBNET }] } }
 secrets:
   password: { file: ./secrets/password }
-"""
+""".replace("SUBNET", SUBNET)
 FILES = {"app/mine.py": APP, ".env.app": VARIABLES}
 ROWS = {"APP_MODULE": "app.mine:app", "APP_ENV_FILE": ".env.app"}
 SEEN = {"GREETING": "good morning", "TOKEN": "t0ken", "FALLBACK": "set here"}
