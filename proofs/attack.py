@@ -1,6 +1,8 @@
 """A client that takes what it can get: `python -m proofs.attack HOST PORT`, for some seconds, with an account as JSON.
 
 It needs the standard library alone, so that it runs in any container of a stack's network, under an address of its own.
+It says "ready", begins at a line of its input and stays until that ends: starting and stopping are no part of the
+attack, and cost more than it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -125,9 +128,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=0)
     parser.add_argument("--path", default="/")
     parser.add_argument("--bytes-per-second", type=int, default=10_000)
-    attack = asyncio.run(run(parser.parse_args()))
+    arguments = parser.parse_args()
+    print("ready", flush=True)
+    if not sys.stdin.readline():
+        return
+    attack = asyncio.run(run(arguments))
     print(json.dumps({"statuses": attack.statuses, "uploads": attack.most_held, "readers": attack.most_read,
-                      "megabytes_read": round(attack.bytes_read / 1e6, 1)}))  # fmt: skip
+                      "megabytes_read": round(attack.bytes_read / 1e6, 1)}), flush=True)  # fmt: skip
+    sys.stdin.read()
 
 
 if __name__ == "__main__":

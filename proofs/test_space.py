@@ -34,6 +34,11 @@ PROOFS_IN_THE_IMAGE = [
     ("app/Dockerfile", "COPY --from=build /srv/app /srv/app\n",
      "COPY --from=build /srv/app /srv/app\nCOPY --from=build /srv/proofs /srv/proofs\n"),
 ]  # fmt: skip
+# The demo's orders in memory: how long other work keeps the disk is no matter here.
+ORDERS_IN_MEMORY = {
+    "compose": ("docker-compose.yml", "LEDGER_PATH: /data/ledger", "LEDGER_PATH: /dev/shm/ledger"),
+    "native": ("stack/native.py", 'str(run / "ledger")', 'f"/dev/shm/{run.name}-ledger"'),
+}
 SECONDS = 30
 WELL_BEHAVED = 50  # requests a second
 TRIES = 3
@@ -47,8 +52,10 @@ def committed(request: pytest.FixtureRequest) -> Iterator[Stack]:
     """With the rows of .env as they are."""
     if request.param == "compose":
         require_engine()
-    patches = PROOFS_IN_THE_IMAGE if request.param == "compose" else []
-    yield from started(Stack(request.param, "space", patches=patches, **ROWS))
+    patches = [ORDERS_IN_MEMORY[request.param], *(PROOFS_IN_THE_IMAGE if request.param == "compose" else [])]
+    stack = Stack(request.param, "space", patches=patches, **ROWS)
+    yield from started(stack)
+    Path(f"/dev/shm/{stack.folder.name}-ledger").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -98,11 +105,27 @@ class Attackers:
                 command = ["nice", sys.executable, *self.command, source, "127.0.0.1", str(self.stack.http_port)]
             else:
                 image = self.stack.inspect(container(self.stack, "app"))["Image"]
-                command = ["docker", "run", "--rm", "--name", name, "--network", f"{self.stack.project}_edge",
-                           "--pids-limit", "32", image, "python", *self.command, "nginx", "80"]  # fmt: skip
-            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            self.processes.append(process)
+                command = ["docker", "run", "--rm", "--interactive", "--name", name, "--cpu-shares", "64", "--network",
+                           f"{self.stack.project}_edge", image, "python", *self.command, "nginx", "80"]  # fmt: skip
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            self.processes.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))
+        for process in self.processes:
+            self._next_line(process)
         return self
+
+    def begin(self) -> None:
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write("begin\n")
+            process.stdin.flush()
+
+    @staticmethod
+    def _next_line(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        if not (line := process.stdout.readline()):
+            raise AssertionError(f"an attacker has ended: {process.stderr.read()}")
+        return line
 
     def __exit__(self, *exc: object) -> None:
         for process in self.processes:
@@ -113,13 +136,8 @@ class Attackers:
             subprocess.run(["docker", "rm", "--force", *self.names], capture_output=True)
 
     def accounts(self) -> list[dict[str, Any]]:
-        """What became of them, when they have ended by themselves."""
-        accounts = []
-        for process in self.processes:
-            said, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-            accounts.append(json.loads(said))
-        return accounts
+        """What became of them, when their time is over."""
+        return [json.loads(self._next_line(process)) for process in self.processes]
 
 
 def memory(stack: Stack) -> dict[str, tuple[float, float]]:
@@ -164,6 +182,7 @@ def tried_beside(stack: Stack, addresses: int, *arguments: str) -> tuple[float, 
     before = Life.of(stack)
     with Attackers(stack, addresses, SECONDS, *arguments) as attackers:
         with OpenLoop(stack, WELL_BEHAVED, get_paths=["/", "/items?n=50"]) as load:
+            attackers.begin()
             accounts = attackers.accounts()
         held = memory(stack)
     after = Life.of(stack)
@@ -209,6 +228,7 @@ def test_350_slow_requests_of_a_django_app_leave_it_threads_and_processes(commit
     each = -(-SLOW_REQUESTS // 4)
     slow = ("--requests", str(each), "--path", f"/django/slow?seconds={THEIR_SECONDS}")
     with Attackers(committed, 4, THEIR_SECONDS + 12, *slow) as attackers, committed.client() as client:
+        attackers.begin()
         most = until("all slow requests are under way", lambda: (n := threads(committed)) > SLOW_REQUESTS and n)
         assert client.get("/django/light").text == "light"
         assert client.get("/").status_code == 200
