@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -35,10 +36,8 @@ PROOFS_IN_THE_IMAGE = [
      "COPY --from=build /srv/app /srv/app\nCOPY --from=build /srv/proofs /srv/proofs\n"),
 ]  # fmt: skip
 # The demo's orders in memory: how long other work keeps the disk is no matter here.
-ORDERS_IN_MEMORY = {
-    "compose": ("docker-compose.yml", "LEDGER_PATH: /data/ledger", "LEDGER_PATH: /dev/shm/ledger"),
-    "native": ("stack/native.py", 'str(run / "ledger")', 'f"/dev/shm/{run.name}-ledger"'),
-}
+ORDERS = Path(f"/dev/shm/proof-space-{os.getpid()}")
+ORDERS_IN_MEMORY = ("app/demo/main.py", 'Path(os.environ["DATA_DIR"]) / "ledger"', f'Path("{ORDERS}")')
 SECONDS = 30
 WELL_BEHAVED = 50  # requests a second
 TRIES = 3
@@ -52,10 +51,9 @@ def committed(request: pytest.FixtureRequest) -> Iterator[Stack]:
     """With the rows of .env as they are."""
     if request.param == "compose":
         require_engine()
-    patches = [ORDERS_IN_MEMORY[request.param], *(PROOFS_IN_THE_IMAGE if request.param == "compose" else [])]
-    stack = Stack(request.param, "space", patches=patches, **ROWS)
-    yield from started(stack)
-    Path(f"/dev/shm/{stack.folder.name}-ledger").unlink(missing_ok=True)
+    patches = [ORDERS_IN_MEMORY, *(PROOFS_IN_THE_IMAGE if request.param == "compose" else [])]
+    yield from started(Stack(request.param, "space", patches=patches, **ROWS))
+    ORDERS.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
