@@ -65,8 +65,8 @@ def recycle(stack: Stack, load: OpenLoop, seconds: float = 15) -> None:
         look()
         load.run_for(0.5)
     until("the end of the workers that were there at first", lambda: not first & look())
-    # On a slow machine a worker serves on for long until its replacement is ready: how many went is no claim here.
-    assert len(seen) >= 2 * len(first), f"only {len(seen)} workers were seen"
+    # No claim on how many came: on a slow machine a worker serves on for long until its replacement is ready.
+    assert len(seen - first) >= int(stack.rows["WORKERS"]), f"only {len(seen - first)} new workers were seen"
 
 
 def replace_a_replica(stack: Stack, load: OpenLoop, times: int = 3) -> None:

@@ -66,7 +66,7 @@ SMALL_BUDGET = {
     "NGINX_TMP": "152m",
     "APP_MEMORY": "2g",
     "APP_TMP": "144m",
-    "APP_PIDS": "4096",
+    "APP_PIDS": "8192",
     "MAX_REQUESTS": "100000",
     "MAX_REQUESTS_JITTER": "20000",
     "WORKER_MEMORY_MB": "160",
@@ -113,6 +113,14 @@ def until(what: str, happened: Callable[[], Any], seconds: float = DEADLINE) -> 
         assert time.monotonic() < end, f"{what}: not within {seconds:g} s"
         time.sleep(0.05)
     return answer
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, and not only its exit status."""
+    try:
+        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # the latter when it ends between open and read
+        return False
 
 
 Patch = tuple[str, str, str]  # a file of the tree, what stands in it, what stands there instead

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from proofs.conftest import require_engine, started
-from proofs.stack import Stack
+from proofs.stack import Stack, until
 from stack import deploy
 from stack.console import Failure
 
@@ -97,10 +97,10 @@ def test_a_reload_brings_what_it_says_and_says_what_brings_the_rest(changing: St
     assert done.returncode == 0, done
     if way == "compose":
         assert "make deploy brings new ones" in done.stdout, f"the code is the old one, and make reload says: {done}"
-        assert versions(changing) == ("Demo", "new")
+        until("nginx has read its templates", lambda: versions(changing) == ("Demo", "new"))
         deployed = changing.make("deploy")
         assert deployed.returncode == 0, deployed
-    assert versions(changing) == ("New", "new")
+    until("both are new", lambda: versions(changing) == ("New", "new"))
 
 
 def test_rows_that_a_reload_cannot_bring_are_refused() -> None:

@@ -30,7 +30,7 @@ import pytest
 
 from proofs import events
 from proofs.conftest import require_engine, started
-from proofs.stack import DEADLINE, ROOT, SMALL_BUDGET, Stack, free_ports, patched_copy, until
+from proofs.stack import DEADLINE, ROOT, SMALL_BUDGET, Stack, alive, free_ports, patched_copy, until
 from proofs.test_worker import raw_get, send_get
 from stack.settings import GIVEN, rows
 
@@ -155,14 +155,6 @@ def serving(server: Server) -> Iterator[Server]:
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(Server(tmp_path_factory.mktemp("faulty"))) as server:
         yield server
-
-
-def lives(pid: int) -> bool:
-    """Whether there is such a process, and not only its exit status."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @contextmanager
@@ -401,15 +393,15 @@ def test_processes_that_the_application_starts_hold_neither_port_nor_client_nor_
             until("a new worker", lambda: first not in (pids := server.until_ready()) and pids)
             locks = sorted(file.name for file in counters.glob("*.lock"))
             assert locks == ["0.lock", "1.lock"], f"a child holds the counters of its worker: there are {locks}"
-        ended = [child for child in children() if not lives(child)]
+        ended = [child for child in children() if not alive(child)]
         assert not ended, f"{len(ended)} children have ended by themselves: nothing is proved"
         with serving(server):  # at the same ports
             assert server.get("/").status_code == 200
         for child in children():
             os.kill(child, signal.SIGTERM)
-        until("the end of children that are told to", lambda: not any(map(lives, children())), seconds=20)
+        until("the end of children that are told to", lambda: not any(map(alive, children())), seconds=20)
     finally:
-        for child in filter(lives, children()):
+        for child in filter(alive, children()):
             os.kill(child, signal.SIGKILL)
 
 
@@ -530,7 +522,7 @@ def test_a_worker_of_an_application_without_a_lifespan_takes_no_counters_along_w
         answered = 0
         while not any(ready in message for message in faulty.log()):
             answered += client.get("/").status_code == 200
-    until("the end of the old workers", lambda: not any(map(lives, before)))
+    until("the end of the old workers", lambda: not any(map(alive, before)))
     assert faulty.metric(name) == counted + answered, "requests were lost to the counters"
 
 

@@ -68,6 +68,22 @@ def raw_get(connection: socket.socket, path: str) -> str:
     return answer.decode()
 
 
+def check_config(stack: Stack, **own: str) -> subprocess.CompletedProcess[str]:
+    """What the app says of the stack's rows with these instead, without a start."""
+    folders = {"RUN_DIR": str(stack.folder), "DATA_DIR": str(stack.folder)}
+    return subprocess.run(
+        [sys.executable, "-m", "app.server", "--check-config"],
+        cwd=stack.root, env=stack.environ | GIVEN | rows() | stack.rows | folders | own,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def in_flight(stack: Stack) -> float:
+    """By the metrics of all workers, asked of the first; those of the others are up to a second old."""
+    with straight(stack) as client:
+        return float(client.get("/metrics").text.rpartition("\nhttp_requests_in_flight ")[2].split()[0])
+
+
 def idle_connection(stack: Stack, slot: int = 0) -> socket.socket:
     """A keep-alive connection to a worker that has served one request."""
     connection = socket.create_connection(("127.0.0.1", stack.app_port + slot), timeout=DEADLINE)
@@ -120,11 +136,7 @@ def test_the_heartbeat_is_in_memory(odd: Stack) -> None:
 
 
 def test_the_budget_holds_the_longest_block_against_the_worker_timeout(odd: Stack) -> None:
-    broken = {"LONGEST_BLOCK_SECONDS": "7", "RUN_DIR": str(odd.folder), "DATA_DIR": str(odd.folder)}
-    done = subprocess.run(
-        [sys.executable, "-m", "app.server", "--check-config"],
-        cwd=odd.root, env=odd.environ | GIVEN | rows() | odd.rows | broken, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    done = check_config(odd, LONGEST_BLOCK_SECONDS="7")
     assert done.returncode != 0, "workers that are killed after 6 s start with code that may block for 7 s"
     assert "LONGEST_BLOCK_SECONDS=7" in done.stderr, done.stderr
 
@@ -233,17 +245,13 @@ def test_a_full_thread_pool_holds_up_none_but_those_that_need_it(odd: Stack) -> 
             status = client.get(f"/nap?ms={ms}").status_code
         return status, time.monotonic()
 
-    def in_flight() -> float:
-        with straight(odd) as client:
-            return float(client.get("/metrics").text.rpartition("\nhttp_requests_in_flight ")[2].split()[0])
-
     def threads() -> int:
         return len(list(Path(f"/proc/{pid_of(odd, 0)}/task").iterdir()))
 
     before = threads()
     with ThreadPoolExecutor(41) as callers:
         napping = [callers.submit(nap, 4000 * deadline) for _ in range(40)]
-        until("40 requests that nap", lambda: in_flight() >= 40)
+        until("40 requests that nap", lambda: in_flight(odd) >= 40)
         begun = time.monotonic()
         queued = callers.submit(nap, 0)
         with straight(odd) as client:

@@ -13,7 +13,7 @@ from proofs import events, open_loop
 from proofs.conftest import require_engine, started
 from proofs.events import RATE
 from proofs.open_loop import OpenLoop, volleys
-from proofs.stack import PATIENT_BUDGET, Stack, until
+from proofs.stack import PATIENT_BUDGET, Stack, alive, until
 
 RECYCLING = PATIENT_BUDGET | {"MAX_REQUESTS": "300", "MAX_REQUESTS_JITTER": "100"}
 LASTING = PATIENT_BUDGET | {"MAX_REQUESTS": "0"}  # a worker leaves only when it is told to
@@ -277,13 +277,6 @@ def test_a_full_disk_for_logs_stops_nothing() -> None:
         load.outcome.assert_nothing_lost_or_doubled()
     finally:
         stack.down()
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):  # the latter when it ends between open and read
-        return False
 
 
 def test_nothing_is_lost_in_fifty_thousand_requests_in_all(

@@ -75,13 +75,13 @@ def _budget(settings: StackSettings) -> str:
 def _workers(settings: StackSettings, in_compose: bool) -> str:
     usable = min(cpus.usable(), settings.app_cpus) if in_compose else cpus.usable()
     hold_to_cpus(settings.workers, usable)
-    one_each = settings.workers == max(1, int(usable))
+    one_each = settings.workers == cpus.whole(usable)
     return f"WORKERS={settings.workers} on {usable:g} CPUs, {'one for each' if one_each else 'the others stay idle'}"
 
 
 def hold_to_cpus(workers: int, usable: float) -> None:
     """Raises Failure with one line where WORKERS is more than the CPUs that the app may use."""
-    fitting = max(1, int(usable))
+    fitting = cpus.whole(usable)
     if workers > fitting:
         raise Failure(
             f"WORKERS={workers} is more than the {usable:g} CPUs the app may use: async workers only take turns then "

@@ -71,6 +71,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         self.reload_wanted = False  # asked for while the first generation starts
         self.failures = 0  # in a row, of replacements
         self.not_before = 0.0
+        self.cpus = cpus.whole(cpus.usable())
         self.need_is_steady = False  # of memory, in all workers of this generation
         self.stopping = False
         self.exit_status = self.WORKER_BOOT_ERROR
@@ -113,8 +114,8 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         staying = self._staying(slot)
         booting = sum(not worker.ready_at for worker in self._staying())
         if not staying:
-            return self.generation > 0 or booting < cpus.whole()
-        if booting >= max(1, cpus.whole() // 2):
+            return self.generation > 0 or booting < self.cpus
+        if booting >= max(1, self.cpus // 2):
             return False  # the CPU that starts a worker is taken from those that serve
         if self._reloading and not any(worker.generation == self.attempt for worker in staying):
             return True

@@ -6,7 +6,6 @@ os.cpu_count() sees the host's CPUs; a container that may use two of 64 would st
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
 
 
@@ -16,10 +15,9 @@ def usable(root: Path = Path("/")) -> float:
     return min([affinity, *_quotas(root)])
 
 
-@cache
-def whole() -> int:
-    """The usable CPUs, as a number of processes that can run at a time: at least 1."""
-    return max(1, int(usable()))
+def whole(cpus: float) -> int:
+    """As many processes as these CPUs can run at a time: at least 1."""
+    return max(1, int(cpus))
 
 
 def _quotas(root: Path) -> list[float]:

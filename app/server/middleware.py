@@ -87,7 +87,6 @@ class RequestResponse:
         "_cut",
         "_ended",
         "_last_sent",
-        "_loop",
         "_middleware",
         "_own_answer",
         "_receive",
@@ -119,7 +118,7 @@ class RequestResponse:
 
     async def run(self) -> None:
         middleware = self._middleware
-        self._loop = loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self._task = asyncio.current_task(loop)
         self._timer = loop.call_later(middleware.deadline_seconds, self._on_deadline)
         self._start = perf_counter()
@@ -227,7 +226,7 @@ class RequestResponse:
         limit = self._middleware.stall_seconds
         standing = 0.0 if self._sending else perf_counter() - self._last_sent
         if standing < limit:
-            self._timer = self._loop.call_later(limit - standing, self._on_stall)
+            self._timer = asyncio.get_running_loop().call_later(limit - standing, self._on_stall)
         else:
             self._cut = "stall"
             self._cancel()

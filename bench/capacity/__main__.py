@@ -54,7 +54,7 @@ def rows_of(path: Path) -> dict[str, str]:
 
 def counts(settings: StackSettings) -> list[int]:
     """Numbers of workers to measure: .env's first, then one, and one for each CPU."""
-    return list(dict.fromkeys([settings.workers, 1, max(1, int(cpus.usable()))]))
+    return list(dict.fromkeys([settings.workers, 1, cpus.whole(cpus.usable())]))
 
 
 def rows_of_a_probe(settings: StackSettings, table: Mapping[str, str], workers: int) -> dict[str, str]:

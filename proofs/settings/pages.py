@@ -25,32 +25,24 @@ From what you see to the setting behind it, and the proof that shows it. `make m
 docs/settings.md says what each setting does.
 
 """
-
-
 SETTINGS_PAGE = ROOT / "docs/settings.md"
 SYMPTOMS_PAGE = ROOT / "docs/symptoms.md"
 
 
 def committed() -> dict[str, Any]:
     """What the page says was seen of each change that is still in the table, as results of make mutate."""
-    found: dict[str, Any] = {}
-    entries = SETTINGS_PAGE.read_text().split("\n- **")
+    page, found = SETTINGS_PAGE.read_text(), {}
     for setting in (each for each in TABLE if isinstance(each, Setting)):
-        head = f"{' '.join(map(named, setting.names))}**: "
-        for text in (each for each in entries if each.startswith(head)):
-            seen = re.search(rf"^  Changed: {re.escape(setting.change)}\. Seen: `(.*)`\n  Proof: `(.*)`$", text, re.M)
-            if seen:
-                found[setting.names[0]] = {
-                    "verdict": "killed",
-                    "without": seen[1],
-                    "proof": seen[2],
-                    "tree": "committed",
-                }
+        names, change = re.escape(head(setting)), re.escape(setting.change)
+        pattern = rf"^{names}.*\n  Changed: {change}\. Seen: `(.*)`\n  Proof: `(.*)`$"
+        if seen := re.search(pattern, page, re.MULTILINE):
+            without, proof = seen.groups()
+            found[setting.names[0]] = {"verdict": "killed", "without": without, "proof": proof, "tree": "committed"}
     return found
 
 
 def write(results: dict[str, Any]) -> None:
-    """`results` have each setting: those of make mutate, and those that the page had before."""
+    """`results` are what is known of each setting, from make mutate and from the page as it was."""
     SETTINGS_PAGE.write_text(settings_page(results))
     SYMPTOMS_PAGE.write_text(symptoms_page())
     print("wrote docs/settings.md and docs/symptoms.md")
@@ -85,8 +77,7 @@ def settings_page(results: dict[str, Any]) -> str:
 
 
 def entry(setting: Setting | Unproven, results: dict[str, Any]) -> str:
-    names = " ".join(named(name) for name in setting.names)
-    text = f"- **{names}**: {setting.does} Default: {setting.default}.\n"
+    text = f"{head(setting)}{setting.does} Default: {setting.default}.\n"
     if isinstance(setting, Unproven):
         return text + f"  Not proved here: {setting.reason}\n"
     found = results["settings"].get(setting.names[0])
@@ -98,6 +89,11 @@ def entry(setting: Setting | Unproven, results: dict[str, Any]) -> str:
     else:
         text += f"{found['verdict'].capitalize()}.\n"
     return text + f"  Proof: `{found['proof'] or setting.proofs[0]}`\n"
+
+
+def head(setting: Setting | Unproven) -> str:
+    """What its entry begins with."""
+    return f"- **{' '.join(map(named, setting.names))}**: "
 
 
 def named(name: str) -> str:
