@@ -1,0 +1,94 @@
+"""Datasette: a table of 700,000 rows, streamed as CSV for longer than the deadline."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proofs.conftest import started
+from proofs.stack import Stack
+
+pytestmark = pytest.mark.xdist_group("native")
+
+ROWS = 700_000
+APP = {"APP_MODULE": "proofs.applications.datasette_tables:app", "APP_ENV_FILE": os.devnull}
+
+
+def write_table(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with sqlite3.connect(path) as database:
+        database.execute("create table orders (number integer primary key, item text)")
+        database.executemany("insert into orders values (?, ?)", ((n, f"item {n % 97}") for n in range(ROWS)))
+    database.close()
+
+
+@pytest.fixture(scope="module")
+def datasette() -> Iterator[Stack]:
+    stack = Stack("native", "datasette", **APP, DATASETTE_SECRET="of a proof")
+    write_table(stack.folder / "data/orders.db")
+    yield from started(stack)
+
+
+def test_a_table_is_shown(datasette: Stack) -> None:
+    with datasette.client() as client:
+        page = client.get("/orders/orders")
+        assert page.status_code == 200, page.text
+        assert "700,000 rows" in page.text
+        rows = client.get("/orders/orders.json?item=item+5&_size=2&_shape=array").json()
+    assert rows == [{"number": 5, "item": "item 5"}, {"number": 102, "item": "item 5"}]
+
+
+def numbers_of(stack: Stack, path: str, encoding: str) -> list[int]:
+    """The first column of a CSV, which must come in this encoding and whole."""
+    with (
+        stack.client() as client,
+        client.stream("GET", path, headers={"Accept-Encoding": encoding}) as answer,
+    ):
+        assert answer.status_code == 200, answer.read()
+        assert answer.headers.get("content-encoding", "identity") == encoding
+        lines = csv.reader(answer.iter_lines())
+        assert next(lines) == ["number", "item"]
+        return [int(number) for number, _ in lines]
+
+
+def test_a_csv_of_all_rows_arrives_whole_and_compressed(datasette: Stack) -> None:
+    """It is streamed, a thousand rows after the other, for longer than REQUEST_DEADLINE_SECONDS."""
+    begin = time.monotonic()
+    numbers = numbers_of(datasette, "/orders/orders.csv?_stream=on&_size=max", "gzip")
+    assert len(numbers) == ROWS
+    assert numbers == list(range(ROWS))
+    seconds = time.monotonic() - begin
+    assert seconds > int(datasette.rows["REQUEST_DEADLINE_SECONDS"]), f"in {seconds:.1f} s: it proves nothing"
+
+
+def test_a_csv_is_not_compressed_for_a_client_that_does_not_ask(datasette: Stack) -> None:
+    numbers = numbers_of(datasette, "/orders/orders.csv?_stream=on&_size=max&item=item+5", "identity")
+    assert numbers == list(range(5, ROWS, 97))
+
+
+def test_the_style_sheet_is_compressed(datasette: Stack) -> None:
+    with datasette.client() as client:
+        page = client.get("/").text
+        (path,) = re.findall(r'href="(/-/static/app\.css[^"]*)"', page)
+        sheet = client.get(path, headers={"Accept-Encoding": "gzip"})
+    assert sheet.headers["content-type"].startswith("text/css")
+    assert (sheet.status_code, sheet.headers.get("content-encoding")) == (200, "gzip")
+    assert "{" in sheet.text
+
+
+def test_workers_read_each_others_cookies(datasette: Stack) -> None:
+    """The form's token and the message after it are in cookies that DATASETTE_SECRET signs."""
+    for _ in range(10):
+        with datasette.client() as client:
+            form = client.get("/-/messages").text
+            (token,) = re.findall(r'name="csrftoken" value="([^"]+)"', form)
+            sent = client.post("/-/messages", data={"message": "it was seen", "csrftoken": token})
+            assert sent.status_code == 302, sent.text
+            assert "it was seen" in client.get("/").text

@@ -1,0 +1,71 @@
+"""An MCP server on several workers, called by the official client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+from mcp import Client
+from mcp.client.sse import sse_client
+
+from proofs.conftest import started
+from proofs.stack import Stack
+
+pytestmark = pytest.mark.xdist_group("native")
+
+CLIENTS = 8
+CALLS = 10
+
+# With the handshake of 2025 each client has a session; from 2026 on it has none over streamable HTTP.
+BOTH_PROTOCOLS = pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+BOTH_TRANSPORTS = pytest.mark.parametrize("transport", ["streamable HTTP", "SSE"])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Stack]:
+    rows = {"APP_MODULE": "proofs.applications.mcp_report:app", "STICKY_SESSIONS": "cookie"}
+    yield from started(Stack("native", "mcp", **rows))
+
+
+def connected(stack: Stack, transport: str, mode: str) -> Client:
+    return Client(f"{stack.url}/mcp" if transport == "streamable HTTP" else sse_client(f"{stack.url}/sse"), mode=mode)
+
+
+def text(result: Any) -> str:
+    assert not result.is_error, result
+    return str(result.content[0].text)
+
+
+@BOTH_PROTOCOLS
+@BOTH_TRANSPORTS
+def test_clients_keep_their_sessions_on_several_workers(server: Stack, transport: str, mode: str) -> None:
+    async def processes_of_clients() -> list[set[str]]:
+        found = []
+        for _ in range(CLIENTS):
+            async with connected(server, transport, mode) as client:
+                assert {tool.name for tool in (await client.list_tools()).tools} == {"report", "process"}
+                found.append({text(await client.call_tool("process")) for _ in range(CALLS)})
+        return found
+
+    found = anyio.run(processes_of_clients)
+    assert [len(processes) for processes in found] == [1] * CLIENTS
+    assert len(set.union(*found)) == int(server.rows["WORKERS"])
+
+
+@BOTH_PROTOCOLS
+@BOTH_TRANSPORTS
+def test_a_tool_may_work_for_longer_than_the_deadline(server: Stack, transport: str, mode: str) -> None:
+    steps = 2 * int(server.rows["REQUEST_DEADLINE_SECONDS"])
+    reported: list[float] = []
+
+    async def report() -> str:
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            reported.append(progress)
+
+        async with connected(server, transport, mode) as client:
+            return text(await client.call_tool("report", {"steps": steps}, progress_callback=on_progress))
+
+    assert anyio.run(report) == f"{steps} steps"
+    assert reported == list(range(steps))
