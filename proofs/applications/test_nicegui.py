@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from proofs.browser import opened
 from proofs.conftest import started
-from proofs.stack import Stack, until
+from proofs.stack import DEADLINE, Stack, until
 
 pytestmark = pytest.mark.xdist_group("native")
 
+VISITORS = 4
 CLICKS = 5
 
 
@@ -24,32 +25,46 @@ def counter() -> Iterator[Stack]:
     yield from started(stack)
 
 
-def served_by(page: Page) -> str:
-    return page.get_by_text("process ").inner_text()
+class Visitor:
+    """A page with cookies of its own, and how often it was loaded: without its worker, NiceGUI's loads itself again."""
+
+    def __init__(self, browser: Browser, url: str, complaints: list[str]) -> None:
+        self.loads = 0
+        self.page = browser.new_page()
+        self.page.on("load", self._on_load)
+        self.page.on("pageerror", lambda error: complaints.append(str(error)))
+        self.page.goto(url)
+
+    def _on_load(self, page: Page) -> None:
+        self.loads += 1
+
+    def sees(self, text: str) -> None:
+        expect(self.page.get_by_text(text, exact=True)).to_be_visible(timeout=DEADLINE * 1000)
+
+    def worker(self) -> str:
+        return self.page.get_by_text("process ").inner_text()
 
 
 def test_visitors_of_several_workers_click_and_find_their_count_again(counter: Stack, chromium: str) -> None:
     complaints: list[str] = []
-    with opened(chromium, counter.url, complaints) as page:
-        assert page.context.browser
-        pages = [page]
+    visitors: list[Visitor] = []
+    with opened(chromium, f"{counter.url}/", complaints) as page:
+        browser = page.context.browser
+        assert browser
 
-        def another() -> bool:
-            """Whether the visitors have met as many workers as there are, with one visitor more."""
-            pages.append(page.context.browser.new_page())  # type: ignore[union-attr]
-            pages[-1].goto(counter.url)
-            return len({served_by(visitor) for visitor in pages}) == int(counter.rows["WORKERS"])
+        def come() -> bool:
+            visitors.append(Visitor(browser, counter.url, complaints))
+            return len(visitors) >= VISITORS and len({visitor.worker() for visitor in visitors}) > 1
 
-        until("visitors on all workers", another)
-        for visitor in pages:
-            worker = served_by(visitor)
+        until("visitors on several workers", come)
+        for visitor in visitors:
             for count in range(CLICKS):
-                expect(visitor.get_by_text(f"counted {count}", exact=True)).to_be_visible()
-                visitor.get_by_role("button", name="one more").click()
-            expect(visitor.get_by_text(f"counted {CLICKS}", exact=True)).to_be_visible()
-            visitor.reload()
-            expect(visitor.get_by_text(f"counted {CLICKS}", exact=True)).to_be_visible()
-            assert served_by(visitor) == worker
+                visitor.sees(f"counted {count}")
+                visitor.page.get_by_role("button", name="one more").click()
+            visitor.sees(f"counted {CLICKS}")
+            visitor.page.reload()
+            visitor.sees(f"counted {CLICKS}")
         stored = list((counter.folder / "data/nicegui").glob("storage-user-*"))
-        assert len(stored) == len(pages)
+    assert [visitor.loads for visitor in visitors] == [2] * len(visitors)
     assert complaints == []
+    assert len(stored) == 1 + len(visitors)
