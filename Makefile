@@ -6,7 +6,7 @@ STACK := $(PYTHON) -m stack
 # uv from the system, or one of the virtual environment's own.
 UV := $(shell command -v uv || echo .uv/bin/uv)
 
-.PHONY: help up down logs ps check test loadtest reload deploy bench lab capacity soak zero-loss mutate clean
+.PHONY: help up down logs ps check test loadtest users reload deploy bench lab capacity soak zero-loss mutate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: .venv ## every test: the code's, and the proofs against real stacks, in bo
 
 loadtest: .venv ## load the running stack and hold it to the objectives of .env; the report goes to reports/
 	@$(STACK) loadtest
+
+users: .venv ## write a first loadtest/users.py from the running app's schema (OPENAPI=/its/path names another)
+	@$(STACK) users
 
 reload: .venv ## fresh workers and nginx's configuration; plain processes also take new code, containers take it from make deploy
 	@$(STACK) reload

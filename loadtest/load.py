@@ -9,16 +9,15 @@ from pathlib import Path
 
 import gevent
 from gevent.event import Event
-from locust import FastHttpUser, stats
+from locust import stats
 from locust.env import Environment
 from locust.runners import STATE_STOPPING
 
+from loadtest.base import ANSWER_TIMEOUT_SECONDS, PACING_SECONDS, BaseUser
 from loadtest.generator import Usage
-from loadtest.locustfile import WARMUP_OVER
+from loadtest.runner import WARMUP_OVER
 from loadtest.settings import Settings
-from loadtest.users import ANSWER_TIMEOUT_SECONDS, PACING_SECONDS, ClosedLoopUser, ConstantRateUser
 
-USERS: dict[str, type[FastHttpUser]] = {"closed": ClosedLoopUser, "rate": ConstantRateUser}
 PROGRESS_SECONDS = 3
 START_SECONDS = 60  # for the workers to connect, and again for them to start their users
 HURRY_SECONDS = 2
@@ -39,10 +38,10 @@ class Load:
     CPU in each measured second; `signals` are those that asked for an end.
     """
 
-    def __init__(self, settings: Settings, log: Path) -> None:
+    def __init__(self, settings: Settings, user: type[BaseUser], log: Path) -> None:
         self.settings = settings
         self.environment = Environment(
-            user_classes=[USERS[settings.shape]],
+            user_classes=[user],
             locustfile="loadtest/locustfile.py",
             host=settings.target,
             stop_timeout=ANSWER_TIMEOUT_SECONDS,

@@ -8,13 +8,16 @@ import time
 from dataclasses import asdict
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
 import locust
+from locust.env import Environment
 from locust.stats import RequestStats
 
 from loadtest import report
+from loadtest.base import BaseUser, ModuleError, users
 from loadtest.load import CouldNotRun, Load
 from loadtest.objectives import COULD_NOT_RUN, Measured, evaluate, verdict
 from loadtest.settings import Settings, SettingsError, read
@@ -29,9 +32,11 @@ def main(reports: Path) -> int:
     """Run once as the environment says, leave the report in a new folder of `reports`, return the exit status."""
     try:
         settings = read(os.environ)
+        closed, rate = users(settings.module)
         check_answers(settings.target)
-        return run(settings, report.new_folder(reports))
-    except (SettingsError, CouldNotRun) as error:
+        check_requests(closed, settings)
+        return run(settings, rate if settings.shape == "rate" else closed, report.new_folder(reports))
+    except (SettingsError, ModuleError, CouldNotRun) as error:
         message = str(error)
     except KeyboardInterrupt:
         return 130
@@ -52,10 +57,39 @@ def check_answers(target: str) -> None:
         raise CouldNotRun(f"{target} does not answer ({getattr(error, 'reason', error)}): try `make up`") from None
 
 
-def run(settings: Settings, folder: Path) -> int:
+def check_requests(user: type[BaseUser], settings: Settings) -> None:
+    """Send each task's requests once. Raises CouldNotRun, a line for each that the app does not know: 4xx, but for 429.
+
+    All other failures are figures of the run.
+    """
+    wrong: list[str] = []
+
+    def note(request_type: str, name: str, exception: object, response: Any = None, **_: Any) -> None:
+        status = getattr(response, "status_code", 0)
+        if exception and 400 <= status < 500 and status != 429:
+            wrong.append(f"{request_type} {name}: {exception}")
+
+    environment = Environment(user_classes=[user])
+    environment.events.request.add_listener(note)  # type: ignore[no-untyped-call]
+    user.host = settings.target
+    visitor = user(environment)
+    for task in dict.fromkeys(task for task in user.tasks if not isinstance(task, type)):  # a nested TaskSet is a class
+        try:
+            task(visitor)  # type: ignore[operator]
+        except Exception as error:
+            wrong.append(f"{getattr(task, '__name__', task)}: {type(error).__name__}: {error}")
+    if wrong:
+        remedy = "are not those of this app: correct them, or let `make users` write loadtest/users.py anew"
+        if settings.module == "loadtest.demo":
+            remedy = "are the demo's: `make users` writes some for your app into loadtest/users.py"
+        wrong.append(f"LOADTEST_MODULE={settings.module}: its requests {remedy}")
+        raise CouldNotRun("\n".join(dict.fromkeys(wrong)))
+
+
+def run(settings: Settings, user: type[BaseUser], folder: Path) -> int:
     """Run the load, write the report into `folder`, print table and verdict, return the exit status."""
     logging.basicConfig(filename=folder / "locust.log", level=logging.INFO, format="%(asctime)s %(message)s")
-    load = Load(settings, folder / "locust.log")
+    load = Load(settings, user, folder / "locust.log")
     problems: list[str] = []
     try:
         load.start_users()

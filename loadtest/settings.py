@@ -19,6 +19,7 @@ class Settings:
     """One headless run. `users` counts in a closed loop, `rate` (requests per second) at a constant arrival rate."""
 
     target: str
+    module: str
     shape: str
     users: int
     rate: int
@@ -52,11 +53,14 @@ def read(environment: Mapping[str, str]) -> Settings:
     target = environment.get("TARGET_URL", "").rstrip("/")
     if not _is_http(target):
         wrong.append(_line("TARGET_URL", target, "the address of the stack, such as http://127.0.0.1:80"))
+    if not environment.get("LOADTEST_MODULE"):
+        wrong.append(_line("LOADTEST_MODULE", "", "a module: loadtest.demo, or loadtest.users from `make users`"))
     shape = environment.get("LOADTEST_SHAPE", "")
     if shape not in SHAPES:
         wrong.append(_line("LOADTEST_SHAPE", shape, f"one of: {', '.join(SHAPES)}"))
     settings = Settings(
         target=target,
+        module=environment.get("LOADTEST_MODULE", ""),
         shape=shape,
         users=whole("LOADTEST_USERS", 1),
         rate=(rate := whole("LOADTEST_RATE", 1)),

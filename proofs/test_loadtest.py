@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from proofs.conftest import require_engine
 from proofs.stack import ROOT, Stack
 
 REPORTS = ROOT / "reports"
@@ -59,6 +60,61 @@ def test_a_load_test_that_misses_an_objective_does_not_exit_0(stack: Stack, repo
     report["folder"] = left_by(done)
     assert done.returncode in (1, 2), done.stdout + done.stderr  # 2: the generator itself was short of CPU
     assert "FAIL" in done.stdout
+
+
+SHOP = """
+from typing import Annotated
+from fastapi import FastAPI, Header
+from pydantic import BaseModel, Field
+
+class Line(BaseModel):
+    sku: Annotated[str, Field(pattern="^SKU-[0-9]{6}$")]
+    quantity: Annotated[int, Field(gt=0)]
+
+app = FastAPI(title="Shop", openapi_url="/schema.json")
+
+@app.get("/goods/{number}")
+async def goods(number: Annotated[int, Field(ge=1)], words: str) -> dict[str, int]:
+    return {"number": number}
+
+@app.post("/baskets", status_code=201)
+async def basket(lines: Annotated[list[Line], Field(min_length=1)], key: Annotated[str, Header(min_length=8)]) -> int:
+    return len(lines)
+
+@app.delete("/goods/{number}")
+async def remove(number: int) -> None:
+    raise AssertionError("make loadtest has removed something")
+"""
+
+
+def test_make_users_writes_a_load_test_for_an_app_from_its_schema(way: str) -> None:
+    if way == "compose":
+        require_engine()
+    stack = Stack(way, "users", files={"app/shop.py": SHOP}, APP_MODULE="app.shop:app")
+    try:
+        stack.up()
+        foreign = stack.make("loadtest", **SMALL, **EASY)
+        assert foreign.returncode == 2, foreign
+        for words in ("GET /items: status 404", "POST /orders: status 404", "make users"):
+            assert words in foreign.stdout + foreign.stderr
+        missed = stack.make("users")
+        assert (missed.returncode, len(missed.stderr.splitlines())) == (1, 1), missed
+        assert "/openapi.json: status 404; make users OPENAPI=" in missed.stderr
+        written = stack.make("users", OPENAPI="/schema.json")
+        assert written.returncode == 0, written
+        assert "left out: DELETE /goods/{number}" in written.stdout
+        again = stack.make("users", OPENAPI="/schema.json")
+        assert (again.returncode, "it is yours" in again.stderr) == (1, True), again
+
+        done = stack.make("loadtest", LOADTEST_MODULE="loadtest.users", **SMALL, **EASY)
+        assert done.returncode == 0, done
+        (report,) = [path for path in (stack.root / "reports").iterdir() if f"/{path.name}" in done.stdout]
+        rows = (report / "requests.csv").read_text()
+        for name in ("GET,/goods/{number},", "POST,/baskets,"):
+            assert name in rows, rows
+        assert json.loads((report / "summary.json").read_text())["measured"]["failures"] == 0
+    finally:
+        stack.down()
 
 
 def test_workers_of_the_native_way_find_their_master_on_its_port(native_stack: Stack) -> None:

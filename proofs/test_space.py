@@ -252,37 +252,38 @@ def threads(stack: Stack) -> int:
 # --- What the budget's arithmetic says of nginx -----------------------------------------------------------------
 
 
-@pytest.fixture
-def native(committed: Stack) -> Stack:
-    if committed.way != "native":
-        pytest.skip("the same configuration; natively its processes can be looked at")
-    return committed
+# The same configuration as in Compose; natively its processes can be looked at.
+natively = pytest.mark.parametrize(
+    "committed", [pytest.param("native", marks=pytest.mark.xdist_group("native"))], indirect=True, scope="module"
+)
 
 
-def test_an_answer_that_nobody_reads_holds_what_the_budget_says(native: Stack) -> None:
+@natively
+def test_an_answer_that_nobody_reads_holds_what_the_budget_says(committed: Stack) -> None:
     """Compressed, because that costs most."""
     count = 60
     request = "GET /large?media_type=text/plain HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\n\r\n"
-    before = sum(map(pss_mb, nginx_processes(native)))
-    with Clients(native, count, request, receive_buffer=4096):
-        until("as many answers under way", lambda: len(upstream_connections(native)) >= count)
-        held = settled(lambda: sum(map(pss_mb, nginx_processes(native)))) - before
+    before = sum(map(pss_mb, nginx_processes(committed)))
+    with Clients(committed, count, request, receive_buffer=4096):
+        until("as many answers under way", lambda: len(upstream_connections(committed)) >= count)
+        held = settled(lambda: sum(map(pss_mb, nginx_processes(committed)))) - before
     most = space.CONNECTION + space.REQUEST + space.COMPRESSOR + int(COMMITTED["PROXY_BUFFER_BYTES"])
     each = held * 2**20 / count
     assert each <= most, f"a compressed answer holds {each / 1024:.0f} KiB of nginx, the budget has {most / 1024:.0f}"
 
 
-def test_the_kernel_keeps_little_of_what_nobody_reads(native: Stack) -> None:
+@natively
+def test_the_kernel_keeps_little_of_what_nobody_reads(committed: Stack) -> None:
     """An answer whose client does not read, and what a client sends while nginx waits for that."""
     request = "GET /large HTTP/1.1\r\nHost: a\r\n\r\n"
-    with Clients(native, 10, request, receive_buffer=4096) as readers:
-        until("as many answers under way", lambda: len(upstream_connections(native)) >= 10)
+    with Clients(committed, 10, request, receive_buffer=4096) as readers:
+        until("as many answers under way", lambda: len(upstream_connections(committed)) >= 10)
         for connection in readers.connections:
             connection.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 while True:
                     connection.send((1 << 20) * b"x")
-        clients, app = {native.http_port}, {native.app_port, native.app_port + 1}
+        clients, app = {committed.http_port}, {committed.app_port, committed.app_port + 1}
         until("answers wait in the kernel", lambda: all(queues(clients)) and queues(app)[0])
         settled(lambda: sum((*queues(clients), *queues(app))) / 2**20)
         (unsent, unread), (of_app, _) = queues(clients), queues(app)
@@ -300,12 +301,13 @@ def queues(ports: set[int]) -> tuple[int, int]:
     return max(int(sent, 16) for sent, _ in found), max(int(read, 16) for _, read in found)
 
 
-def test_a_body_that_fits_the_buffer_waits_in_memory(native: Stack) -> None:
-    with native.client() as client:
+@natively
+def test_a_body_that_fits_the_buffer_waits_in_memory(committed: Stack) -> None:
+    with committed.client() as client:
         size = int(COMMITTED["CLIENT_BODY_BUFFER_BYTES"])
         assert client.post("/upload?fits", content=(size - 1) * b"x").status_code == 200
         assert client.post("/upload?does-not", content=2 * size * b"x").status_code == 200
-    log = native.folder / "stack.log"
+    log = committed.folder / "stack.log"
     lines = [line for line in log.read_text().splitlines() if "buffered to a temporary file" in line]
     assert any("/upload?does-not" in line for line in lines), "a body that does not fit is not in a file"
     assert not any("/upload?fits" in line for line in lines), "a body that fits the buffer is in a file"

@@ -134,7 +134,8 @@ def loadtest(settings: StackSettings, table: dict[str, str]) -> int:
     del settings, table
     reports = ROOT / "reports"
     reports.mkdir(exist_ok=True)
-    command = ["run", "--rm", "--no-deps", "--quiet-pull", "--user", f"{os.getuid()}:{os.getgid()}"]
+    run("build", "--quiet", "locust")  # the requests of loadtest/ as they are now
+    command = ["run", "--rm", "--no-deps", "--user", f"{os.getuid()}:{os.getgid()}"]
     command += ["--volume", f"{reports}:/reports", "--workdir", "/srv"]
     if not sys.stdout.isatty():
         command.append("--no-TTY")

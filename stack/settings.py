@@ -49,6 +49,9 @@ class StackSettings(Settings):
     locust_tmp: Memory
     locust_pids: Count
 
+    loadtest_module: Annotated[
+        str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", description="must be a module, such as loadtest.users")
+    ]
     loadtest_shape: Literal["closed", "rate"]
     loadtest_users: Count
     loadtest_rate: Count

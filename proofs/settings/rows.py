@@ -39,6 +39,14 @@ SETTINGS: list[Setting | Unproven] = [
         ["proofs/test_loadtest.py::test_workers_of_the_native_way_find_their_master_on_its_port"],
     ),
     load(
+        "LOADTEST_MODULE",
+        "The module whose class Visitor has the requests of a load test.",
+        'module=environment.get("LOADTEST_MODULE", "")',
+        'module="loadtest.demo"',
+        "loadtest.demo, whatever the row says",
+        "test_the_requests_are_those_of_the_module_that_the_row_names",
+    ),
+    load(
         "LOADTEST_SHAPE",
         "closed: each user waits for its answer; rate: requests arrive whether the stack keeps up or not.",
         "shape=shape,",

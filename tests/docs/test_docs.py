@@ -97,7 +97,8 @@ def test_every_path_exists(page: Path) -> None:
     """Paths in backquotes that begin with a file or folder of this repository."""
     top = {path.name for path in ROOT.iterdir()} - {"reports"}  # what is in there, the commands have made
     paths = [word for word in code(page) if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", word) and word.split("/")[0] in top]
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+    made = {"loadtest/users.py"}  # by make users
+    assert [path for path in paths if path not in made and not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)

@@ -50,6 +50,7 @@ ROWS = {
 }
 EASY = {
     "TARGET_URL": "http://nginx",
+    "LOADTEST_MODULE": "loadtest.demo",
     "LOADTEST_SHAPE": "closed",
     "LOADTEST_USERS": "8",
     "LOADTEST_RATE": "30",

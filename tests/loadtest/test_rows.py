@@ -1,5 +1,6 @@
 """What the rows LOADTEST_* change in a run, as the server under load and the report see it."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,29 @@ def closed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def rate(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Run:
     rows = {"LOADTEST_RATE": str(RATE), "LOADTEST_USERS": "1", "LOADTEST_SECONDS": "3", "LOADTEST_WARMUP_SECONDS": "1"}
     return run(stack, tmp_path_factory.mktemp("rate"), LOADTEST_SHAPE="rate", **rows)
+
+
+MODULE = """
+from locust import task
+from loadtest.base import BaseUser
+
+class Visitor(BaseUser):
+    abstract = True
+
+    @task
+    def one_of_mine(self) -> None:
+        self.call("GET", "/mine")
+"""
+
+
+def test_the_requests_are_those_of_the_module_that_the_row_names(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODULE)
+    rows = {"LOADTEST_USERS": "3", "LOADTEST_SECONDS": "2", "LOADTEST_WARMUP_SECONDS": "0", "LOADTEST_MODULE": "mine"}
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    ran = run(stack, tmp_path / "reports", PYTHONPATH=path, LOADTEST_SHAPE="closed", **rows)
+    asked = set(stack.paths) - {"/"}
+    assert asked == {"/mine"}, f"{asked} were asked for, LOADTEST_MODULE has /mine alone"
+    assert ran.summary["measured"]["requests"] > 0
 
 
 def test_a_closed_loop_has_as_many_requests_at_a_time_as_users(closed: Run) -> None:

@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 90
 SETTINGS = {
+    "LOADTEST_MODULE": "loadtest.demo",
     "LOADTEST_SHAPE": "closed",
     "LOADTEST_USERS": "8",
     "LOADTEST_RATE": "30",
@@ -44,6 +45,7 @@ class Stack(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.delay_seconds = 0.0
         self.broken = False
+        self.unknown: set[str] = set()
         self.lock = threading.Lock()
         self.in_flight = self.most_in_flight = 0
         self.paths: list[str] = []
@@ -65,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
         answers: dict[str, Any] = {"/": {"pid": 1}, "/items": [{"id": n} for n in range(20)], "/work/io": {"ms": 20}}
-        self.answer(200, answers.get(path, {"applied": 1}))
+        self.answer(404 if path in self.server.unknown else 200, answers.get(path, {"applied": 1}))
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -223,3 +225,25 @@ def test_ctrl_c_stops_the_load_and_leaves_what_was_measured(tmp_path: Path, stac
     assert "interrupted" in output
     assert summary(tmp_path)["measured"]["requests"] > 0
     assert not any(worker.is_running() for worker in workers), "load goes on after the run"
+
+
+def test_requests_that_the_app_does_not_know_are_named_before_any_load(tmp_path: Path, stack: Stack) -> None:
+    stack.unknown = {"/items"}
+    status, output = finish(start(tmp_path, stack.url))
+    assert status == 2, output
+    first, last = output.splitlines()
+    assert first == "loadtest: GET /items: status 404, expected 200"
+    assert "LOADTEST_MODULE=loadtest.demo" in last
+    assert "make users" in last
+    assert len(stack.paths) < 10, "load was sent"
+
+
+@pytest.mark.parametrize(
+    ("module", "seen"),
+    [("", "is not set"), ("nowhere", "No module named 'nowhere'"), ("loadtest.report", "no attribute")],
+)
+def test_a_module_without_requests_is_refused(tmp_path: Path, stack: Stack, module: str, seen: str) -> None:
+    status, output = finish(start(tmp_path, stack.url, LOADTEST_MODULE=module))
+    assert (status, len(output.splitlines())) == (2, 1), output
+    for words in (f"LOADTEST_MODULE{f'={module}' if module else ''}", seen, "make users"):
+        assert words in output

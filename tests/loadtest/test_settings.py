@@ -6,6 +6,7 @@ from loadtest.settings import SettingsError, read
 
 RIGHT = {
     "TARGET_URL": "http://nginx/",
+    "LOADTEST_MODULE": "loadtest.demo",
     "LOADTEST_SHAPE": "closed",
     "LOADTEST_USERS": "50",
     "LOADTEST_RATE": "200",
