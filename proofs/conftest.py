@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -63,9 +63,10 @@ def compose_stack() -> Iterator[Stack]:
     yield from started(Stack("compose", "compose", ENABLE_LAB="1"))
 
 
-def started(stack: Stack) -> Iterator[Stack]:
-    """The stack, up; and down after the tests, also where they or the start failed."""
+def started(stack: Stack, prepare: Callable[[Stack], None] = lambda stack: None) -> Iterator[Stack]:
+    """The stack, prepared and up; and down after the tests, also where they or the start failed."""
     try:
+        prepare(stack)
         stack.up()
         yield stack
     finally:

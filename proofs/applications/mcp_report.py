@@ -1,8 +1,9 @@
 """An MCP server, over streamable HTTP at /mcp and over SSE at /sse.
 
 Needed: the package mcp; STICKY_SESSIONS=cookie (or address, for clients that keep no cookies), as its sessions are in
-memory; one line to have both transports in one application. A tool that works for longer than
-REQUEST_DEADLINE_SECONDS reports progress at least every ANSWER_STALL_SECONDS.
+memory; one line to have both transports in one application. For a tool that works for longer than
+REQUEST_DEADLINE_SECONDS without reporting progress that row has to be above 15: after so many seconds of silence the
+server begins its answer, and pings.
 """
 
 import os
@@ -20,6 +21,12 @@ async def report(steps: int, context: Context) -> str:
         await context.report_progress(step, steps)
         await anyio.sleep(1)
     return f"{steps} steps"
+
+
+@server.tool()
+async def silent(seconds: int) -> str:
+    await anyio.sleep(seconds)
+    return f"{seconds} seconds"
 
 
 @server.tool()

@@ -33,8 +33,12 @@ def write_table(path: Path) -> None:
 def native() -> Iterator[Stack]:
     app = "proofs.applications.datasette_tables:app"
     stack = Stack("native", "datasette", APP_MODULE=app, DATASETTE_SECRET="of a proof")
-    write_table(stack.folder / "data/orders.db")
-    yield from started(stack)
+    yield from started(stack, lambda stack: write_table(stack.folder / "data/orders.db"))
+
+
+def add_package(stack: Stack) -> None:
+    uv = shutil.which("uv") or str(ROOT / ".uv/bin/uv")
+    subprocess.run([uv, "add", "--quiet", "--no-sync", "--group", "app", "datasette"], cwd=stack.root, check=True)
 
 
 def compose(folder: Path) -> Iterator[Stack]:
@@ -46,9 +50,7 @@ def compose(folder: Path) -> Iterator[Stack]:
     }
     rows = {"APP_MODULE": "app.tables:app", "APP_ENV_FILE": ".env.app"}
     stack = Stack("compose", "datasette", files=files, **rows, DATASETTE_SECRET="of a proof")
-    uv = shutil.which("uv") or str(ROOT / ".uv/bin/uv")
-    subprocess.run([uv, "add", "--quiet", "--no-sync", "--group", "app", "datasette"], cwd=stack.root, check=True)
-    with contextmanager(started)(stack):
+    with contextmanager(started)(stack, add_package):
         write_table(folder / "orders.db")
         stack.compose("cp", str(folder / "orders.db"), "app:/data/orders.db")
         yield stack

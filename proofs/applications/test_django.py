@@ -55,12 +55,7 @@ USER, PASSWORD = "ada", "of a proof"
 def site() -> Iterator[Stack]:
     files = {".env.app": "PYTHONPATH=app/site\n", "app/site/README": ""}
     stack = Stack("native", "django", files=files, SECRET_KEY="of a proof", **ROWS)
-    try:
-        make_project(stack)
-    except BaseException:
-        stack.down()
-        raise
-    yield from started(stack)
+    yield from started(stack, make_project)
 
 
 def make_project(stack: Stack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -11,7 +12,7 @@ from mcp import Client
 from mcp.client.sse import sse_client
 
 from proofs.conftest import started
-from proofs.stack import Stack
+from proofs.stack import PATIENT_BUDGET, Stack
 
 pytestmark = pytest.mark.xdist_group("native")
 
@@ -19,14 +20,18 @@ CLIENTS = 32  # fewer may by chance all be given to one worker
 CALLS = 4
 
 # With the handshake of 2025 each client has a session; from 2026 on it has none over streamable HTTP.
-BOTH_PROTOCOLS = pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
-BOTH_TRANSPORTS = pytest.mark.parametrize("transport", ["streamable HTTP", "SSE"])
+MODES = ("legacy", "2026-07-28")
+TRANSPORTS = ("streamable HTTP", "SSE")
+BOTH_PROTOCOLS = pytest.mark.parametrize("mode", MODES)
+BOTH_TRANSPORTS = pytest.mark.parametrize("transport", TRANSPORTS)
+
+
+ROWS = {"APP_MODULE": "proofs.applications.mcp_report:app", "STICKY_SESSIONS": "cookie"}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Stack]:
-    rows = {"APP_MODULE": "proofs.applications.mcp_report:app", "STICKY_SESSIONS": "cookie"}
-    yield from started(Stack("native", "mcp", **rows))
+    yield from started(Stack("native", "mcp", **ROWS))
 
 
 def connected(stack: Stack, transport: str, mode: str) -> Client:
@@ -45,7 +50,7 @@ def test_clients_keep_their_sessions_on_several_workers(server: Stack, transport
         found = []
         for _ in range(CLIENTS):
             async with connected(server, transport, mode) as client:
-                assert {tool.name for tool in (await client.list_tools()).tools} == {"report", "process"}
+                assert {tool.name for tool in (await client.list_tools()).tools} == {"report", "silent", "process"}
                 found.append({text(await client.call_tool("process")) for _ in range(CALLS)})
         return found
 
@@ -69,3 +74,30 @@ def test_a_tool_may_work_for_longer_than_the_deadline(server: Stack, transport: 
 
     assert anyio.run(report) == f"{steps} steps"
     assert reported == list(range(steps))
+
+
+def test_a_silent_tool_may_work_for_longer_than_a_deadline_above_the_servers_ping() -> None:
+    """Over streamable HTTP the answer begins with the first message, or after 15 s of silence with a ping."""
+    rows = PATIENT_BUDGET | {
+        "REQUEST_DEADLINE_SECONDS": "16",
+        "ANSWER_STALL_SECONDS": "30",
+        "PROXY_READ_TIMEOUT_SECONDS": "35",
+        "EVENT_STREAM_PING_SECONDS": "15",
+        "UVICORN_GRACEFUL_SECONDS": "17",
+        "GUNICORN_GRACEFUL_SECONDS": "18",
+        "NGINX_SHUTDOWN_SECONDS": "18",
+    }
+    seconds = int(rows["REQUEST_DEADLINE_SECONDS"]) + 1
+
+    async def call(stack: Stack, transport: str, mode: str) -> None:
+        async with connected(stack, transport, mode) as client:
+            assert text(await client.call_tool("silent", {"seconds": seconds})) == f"{seconds} seconds"
+
+    async def calls(stack: Stack) -> None:
+        async with anyio.create_task_group() as group:
+            for transport in TRANSPORTS:
+                for mode in MODES:
+                    group.start_soon(call, stack, transport, mode)
+
+    with contextmanager(started)(Stack("native", "mcp-silent", **ROWS | rows)) as stack:
+        anyio.run(calls, stack)
