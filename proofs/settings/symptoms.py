@@ -86,6 +86,13 @@ SYMPTOMS = [
         [ZERO_LOSS + "test_a_frozen_replica_holds_few_requests_and_is_used_again"],
     ),
     Symptom(
+        "Session not found, or a page that loads itself again and again; with WORKERS=1 all is well",
+        "the app keeps sessions in memory, and another worker than the one that began them was asked",
+        [".env: STICKY_SESSIONS"],
+        ["proofs/applications/test_mcp.py::test_clients_keep_their_sessions_on_several_workers",
+         "proofs/applications/test_nicegui.py::test_visitors_of_several_workers_click_and_find_their_count_again"],
+    ),
+    Symptom(
         "an answer ends in its middle, and the app's log has reason: stall",
         "the app sent nothing of it for the bound on standing still; an event stream must ping more often",
         [".env: ANSWER_STALL_SECONDS", ".env: EVENT_STREAM_PING_SECONDS"],
