@@ -24,6 +24,8 @@ DEADLINE = 60  # seconds; generous, because the machine may be slow. Nothing her
 SMALL_BUDGET = {
     "APP_MODULE": "app.demo.main:app",
     "APP_ENV_FILE": os.devnull,
+    "APP_MIGRATE": "",
+    "APP_MIGRATE_SECONDS": "60",
     "WORKERS": "2",
     "WORKER_LISTENERS": "per-worker",
     "STICKY_SESSIONS": "none",
