@@ -80,6 +80,12 @@ SYMPTOMS = [
         ["proofs/test_migrate.py::test_a_migration_that_is_no_good_leaves_the_old_version_serving"],
     ),
     Symptom(
+        "the database says: sorry, too many clients already",
+        "the pools of all workers, with those of a deploy, are more than max_connections",
+        [".env: DATABASE_POOL_SIZE", ".env: DATABASE_MAX_CONNECTIONS"],
+        ["proofs/test_shop.py::test_pools_that_the_rule_lets_in_find_their_connections_in_a_reload"],
+    ),
+    Symptom(
         "504 with the app's own line in the log (reason: deadline)",
         "the handler took longer than the deadline, and was cancelled",
         [".env: REQUEST_DEADLINE_SECONDS"],
