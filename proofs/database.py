@@ -85,13 +85,14 @@ class Database:
 
     def ask(self, statement: str) -> list[str]:
         """The rows of the answer, their columns separated by |."""
-        done = subprocess.run(
-            [self.programs / "psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1",
-             "--dbname", self.url.replace("+asyncpg", ""), "--command", statement],
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+        asked = self.psql("--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", "--command", statement)
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
+
+    def psql(self, *options: str) -> list[str]:
+        """The command of a session with it."""
+        return [str(self.programs / "psql"), "--no-psqlrc", "--dbname", self.url.replace("+asyncpg", ""), *options]
 
     def _signal(self, number: signal.Signals) -> None:
         assert self.server

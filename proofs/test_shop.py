@@ -7,7 +7,8 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import httpx
@@ -205,16 +206,37 @@ def test_a_database_that_is_down_at_the_start_is_said_before_anything_starts() -
 
 
 def test_a_shop_that_starts_without_its_database_refuses_orders_until_it_comes() -> None:
-    """As after a power cut: the engine starts containers in any order, and nobody migrates."""
-    database = Database()
+    """As after a power cut: the engine starts containers in any order, and nobody migrates. At first there is no
+    database, then none of its connections is free."""
+    database = Database(max_connections=4)
     stack = shop.native("shop-early", database, APP_MIGRATE="")
+    others: list[subprocess.Popen[str]] = []
+
+    def one_more() -> bool:
+        """Whether another session with the database got in."""
+        others.append(subprocess.Popen(database.psql(), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True))
+        assert others[-1].stdin
+        assert others[-1].stdout
+        with suppress(BrokenPipeError):
+            others[-1].stdin.write("\\echo in\n")
+            others[-1].stdin.flush()
+        return others[-1].stdout.readline() == "in\n"
+
     try:
         stack.up()
         with stack.client() as client:
             assert place(client, "early").status_code == 503
             database.start()
+            while one_more():
+                pass
+            assert client.get("/health/database").status_code == 503
+            for other in others:
+                other.kill()
             until("an answer", lambda: client.get("/health/database").status_code == 200, seconds=5)
     finally:
+        for other in others:
+            other.kill()
+            other.wait()
         stack.down()
         database.remove()
 
@@ -326,7 +348,7 @@ def test_a_migration_that_waits_for_a_lock_gives_up_and_orders_go_on(containers:
         "--quiet",
         "--username=shop",
     ]
-    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as session:
+    with subprocess.Popen(holder, stdin=PIPE, stdout=PIPE, text=True) as session:
         assert session.stdin
         assert session.stdout
         try:
