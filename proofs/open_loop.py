@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,11 +162,14 @@ class Connections:
 class Client:
     """Sends requests to one stack and notes their outcome. Lives on one event loop."""
 
-    def __init__(self, port: int, post_share: float = 0.4, get_paths: Sequence[str] = GET_PATHS) -> None:
+    def __init__(
+        self, port: int, post_share: float = 0.4, get_paths: Sequence[str] = GET_PATHS, body: bytes = BODY
+    ) -> None:
         """Each GET is for one of `get_paths`, by chance; one that stands there twice is asked for twice as often."""
         self.connections = Connections(port)
         self.post_share = post_share
         self.get_paths = get_paths
+        self.body = body
         self.outcome = Outcome(prefix=uuid.uuid4().hex[:12])
         self.places = asyncio.Semaphore(MOST_UNDER_WAY)
         self.start = time.monotonic()
@@ -180,10 +183,10 @@ class Client:
         path = "/orders" if method == "POST" else random.choice(self.get_paths)
         head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: {key}\r\n"
         if method == "POST":
-            head += f"Idempotency-Key: {key}\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n"
+            head += f"Idempotency-Key: {key}\r\nContent-Type: application/json\r\nContent-Length: {len(self.body)}\r\n"
         try:
             async with self.places:
-                status = await self.connections.ask(head.encode() + b"\r\n" + (BODY if method == "POST" else b""))
+                status = await self.connections.ask(head.encode() + b"\r\n" + (self.body if method == "POST" else b""))
             why = "" if status in (200, 201) else f"status {status}"
         except (OSError, TimeoutError) as error:
             why = f"{type(error).__name__}: {error}"
@@ -200,12 +203,16 @@ class Client:
 class OpenLoop:
     """Load at `rate` requests a second for as long as the `with` block lasts, from a thread of its own.
 
-    Afterwards `outcome` is complete: all answers are in, and the app was asked what it applied.
+    Afterwards `outcome` is complete: all answers are in, and `ledger` was asked what was applied: the demo app's, or
+    another app's.
     """
 
-    def __init__(self, stack: Stack, rate: float, **client: Any) -> None:
+    def __init__(
+        self, stack: Stack, rate: float, ledger: Callable[[Stack, Outcome], None] | None = None, **client: Any
+    ) -> None:
         self.stack = stack
         self.rate = rate
+        self.ledger = ledger or ask_the_ledger
         self.client = Client(stack.http_port, **client)
         self.outcome = self.client.outcome
         self._ending = threading.Event()
@@ -237,7 +244,7 @@ class OpenLoop:
         self._ending.set()
         self._thread.join()
         if exc == (None, None, None):
-            ask_the_ledger(self.stack, self.outcome)
+            self.ledger(self.stack, self.outcome)
 
     def run_for(self, seconds: float) -> None:
         """Let the load run on. Not a wait for anything: the time is the amount of load."""

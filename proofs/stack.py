@@ -24,6 +24,8 @@ DEADLINE = 60  # seconds; generous, because the machine may be slow. Nothing her
 SMALL_BUDGET = {
     "APP_MODULE": "app.demo.main:app",
     "APP_ENV_FILE": os.devnull,
+    "APP_MIGRATE": "",
+    "APP_MIGRATE_SECONDS": "60",
     "WORKERS": "2",
     "WORKER_LISTENERS": "per-worker",
     "STICKY_SESSIONS": "none",
@@ -67,6 +69,8 @@ SMALL_BUDGET = {
     "APP_MEMORY": "2g",
     "APP_TMP": "144m",
     "APP_PIDS": "8192",
+    "DATABASE_POOL_SIZE": "0",
+    "DATABASE_MAX_CONNECTIONS": "0",
     "MAX_REQUESTS": "100000",
     "MAX_REQUESTS_JITTER": "20000",
     "WORKER_MEMORY_MB": "160",

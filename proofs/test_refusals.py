@@ -98,6 +98,12 @@ def test_make_up_names_a_broken_rule_of_space_before_it_starts_anything(native: 
     assert len(done.stderr.splitlines()) == 2
 
 
+def test_make_up_names_pools_that_the_database_has_no_connections_for(native: Stack) -> None:
+    done = native.make("up", DATABASE_POOL_SIZE="6", DATABASE_MAX_CONNECTIONS="40")
+    assert_refused(native, done, "rule pools-fit-database", "DATABASE_POOL_SIZE=6", "DATABASE_MAX_CONNECTIONS=40")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("row", "value", "must_be"),
     [("WORKERS", "0", "greater than or equal to 1"), ("WORKERS", "two", "valid integer"),

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from stack.alone import alone
 from stack.console import Failure, accepts, say
 from stack.settings import ROOT, StackSettings
 
@@ -51,17 +52,35 @@ def running() -> bool:
 
 def check_configuration() -> None:
     """Raises Failure with one line: a variable or a secret's file that is required and missing, a fault in a file."""
-    asked = subprocess.run([*COMPOSE, "config", "--format", "json"], capture_output=True, text=True)
-    if asked.returncode:
-        raise Failure(asked.stderr.strip())
     # Compose looks for these when it makes a container, which may be after others were replaced.
-    for name, secret in json.loads(asked.stdout).get("secrets", {}).items():
+    for name, secret in _configuration().get("secrets", {}).items():
         if "file" in secret and not Path(secret["file"]).is_file():
             raise Failure(f"the secret {name} has no file {secret['file']}: write it there")
 
 
+def _configuration() -> dict[str, Any]:
+    """What Compose makes of its files and variables. Raises Failure with its line where it refuses them."""
+    asked = subprocess.run([*COMPOSE, "config", "--format", "json"], capture_output=True, text=True)
+    if asked.returncode:
+        raise Failure(asked.stderr.strip())
+    found: dict[str, Any] = json.loads(asked.stdout)
+    return found
+
+
+def image(service: str) -> str:
+    """The name of the image that this service is built into."""
+    found = _configuration()
+    name: str = found["services"][service].get("image") or f"{found['name']}-{service}"
+    return name
+
+
 def up(settings: StackSettings, table: dict[str, str]) -> None:
     del table  # Compose reads .env by itself
+    with alone():
+        _up(settings)
+
+
+def _up(settings: StackSettings) -> None:
     check_configuration()
     fresh = not containers()
     if fresh:
@@ -70,7 +89,15 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
                 raise Failure(f"{name}={port}: the port is in use; stop what listens there, or: make up {name}=…")
     # Not `up --build`: a failed build must leave what runs as it is.
     run("build", "--quiet")
-    if run("up", "--detach", "--quiet-pull", check=False) or not _all_well(settings.ready_seconds):
+    try:
+        migrate(settings)
+    except (Failure, KeyboardInterrupt):
+        if fresh:
+            run("down", "--timeout", "5", check=False)
+        raise
+    # Without a second migration.
+    up = ["up", "--detach", "--quiet-pull", "--scale", "migrate=0"]
+    if run(*up, check=False) or not _all_well(settings.ready_seconds):
         for container in containers():
             if _state(container) != "well":
                 say(f"--- {container['Name']}: {container['State']} {container['Health']}, the end of its log:")
@@ -78,6 +105,16 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
         if fresh:
             run("down", "--timeout", "5", check=False)
         raise Failure("the stack did not come up; the log above says why" + (", nothing was left running" * fresh))
+
+
+def migrate(settings: StackSettings, *options: str) -> None:
+    """Run APP_MIGRATE in the image that was built last. Raises Failure where it fails; what runs, serves on."""
+    if not settings.app_migrate:
+        return
+    command = ["run", "--rm", "--quiet-pull", *options, *([] if sys.stdout.isatty() else ["--no-TTY"]), "migrate"]
+    if run(*command, check=False):
+        raise Failure("the database was not migrated (its log is above), so nothing was started or replaced")
+    say(f"migrated: {settings.app_migrate}")
 
 
 def _all_well(seconds: float) -> bool:

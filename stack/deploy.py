@@ -6,31 +6,32 @@ elsewhere. Then the old one is stopped: it refuses new connections, and answers 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from stack import compose
+from stack.alone import alone
 from stack.console import Failure, say
-from stack.settings import StackSettings, project
+from stack.settings import StackSettings
 
 
 def deploy(settings: StackSettings) -> None:
     """Build, replace, and take back what does not get ready. Raises Failure; the old replicas serve on then."""
-    with _alone():
+    # Two deploys at once would migrate twice, and count the other's replicas as old.
+    with alone():
         compose.check_configuration()
         old = _replicas()
         if not old:
             raise Failure("no stack is running, so there is nothing to replace; make up starts one")
         before = _inspect(old[0])
-        compose.run("build", "--quiet", "app")
+        compose.run("build", "--quiet", "app", "migrate")
+        try:
+            compose.migrate(settings, "--no-deps")
+        except (Failure, KeyboardInterrupt):
+            _keep(before)
+            raise
         if stopped := set(_replicas("--all")) - set(old):
             _docker("rm", *stopped)  # Compose would start these again, with the old image, in place of new ones
         for number, replica in enumerate(old, start=1):
@@ -39,24 +40,14 @@ def deploy(settings: StackSettings) -> None:
                 _wait_until_ready(new, settings.ready_seconds)
             except (Failure, KeyboardInterrupt):
                 _roll_back(new, before)
+                if settings.app_migrate:
+                    say(f"--- the database stays as {settings.app_migrate} has left it")
                 raise
             # Until nginx has asked Docker's DNS again (every second) it does not know the new one.
             time.sleep(2)
             _docker("stop", "--time", str(settings.stop_grace_seconds), replica)
             _docker("rm", replica)
             say(f"replica {number} of {len(old)} replaced")
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Two deploys at once would each count the other's replicas as old."""
-    path = Path(tempfile.gettempdir()) / f"{project()}-{os.getuid()}.deploy.lock"
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Failure("another deploy of this stack is running; wait for its end, then try again") from None
-        yield
 
 
 def _replicas(*options: str) -> list[str]:
@@ -100,8 +91,13 @@ def _roll_back(new: str, before: dict[str, Any]) -> None:
     subprocess.run(["docker", "logs", "--tail", "15", new], stderr=subprocess.STDOUT)
     say("--- rolled back: it is removed, and the old version serves on")
     _docker("rm", "--force", new)
-    # So that the next `make up` does not start the bad image.
-    _docker("tag", before["Image"], before["Config"]["Image"])
+    _keep(before)
+
+
+def _keep(before: dict[str, Any]) -> None:
+    """Give the old image its names back, so that the next `docker compose up` does not start the bad one."""
+    for service in ("app", "migrate"):
+        _docker("tag", before["Image"], compose.image(service))
 
 
 def _inspect(container: str) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from typing import IO
 
 from app.server.settings import Settings as AppSettings
 from stack import debian
+from stack.alone import alone
 from stack.console import Failure, accepts, answers, say, wait_for
 from stack.render import render
-from stack.settings import GIVEN, ROOT, StackSettings, project
+from stack.settings import GIVEN, ROOT, StackSettings, app_variables, project
 
 BIN = Path(sys.executable).parent
 LOCK = "supervisor.lock"
@@ -164,6 +165,8 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
     _check_ports(settings)
     environ = environment(settings, table)
     (run / "data").mkdir(parents=True, exist_ok=True)
+    with alone():
+        _migrate(settings, table, "nothing was started")
     left_out = render(environ, run / "nginx", version)
     if left_out:
         say(f"nginx {'.'.join(map(str, version))} has no {', '.join(left_out)}: left out (docs/native.md)")
@@ -227,6 +230,8 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
         raise Failure("no native stack is running; make up starts one")
     _hold_to_rows(supervisor, table)
     environ = environment(settings, table)
+    with alone():
+        _migrate(settings, table, "the old code serves on")
     command = [sys.executable, "-m", "app.server.reload"]
     if subprocess.run(command, cwd=ROOT, env=os.environ | environ).returncode:
         raise Failure("the old code serves on")
@@ -240,6 +245,16 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
             raise Failure(f"nginx (pid {proxy} in {config}/nginx.pid) does not run; make down, then make up")
         os.kill(proxy, signal.SIGHUP)
         say("nginx reloads its configuration, which has changed")
+
+
+def _migrate(settings: StackSettings, table: dict[str, str], otherwise: str) -> None:
+    """Run APP_MIGRATE with the code and the variables of the app. Raises Failure, with `otherwise`, where it fails."""
+    if not settings.app_migrate:
+        return
+    environ = os.environ | environment(settings, table) | app_variables(table)
+    if subprocess.run([sys.executable, "-m", "app.server.migrate"], cwd=ROOT, env=environ).returncode:
+        raise Failure(f"the database was not migrated (its log is above), so {otherwise}")
+    say(f"migrated: {settings.app_migrate}")
 
 
 def _hold_to_rows(supervisor: int, table: dict[str, str]) -> None:

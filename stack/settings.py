@@ -12,13 +12,14 @@ from dotenv import dotenv_values
 from pydantic import Field
 
 from app.server import budget, space
+from app.server.migrate import MigrationSettings
 from app.server.settings import Count, Memory, Milliseconds, Port, Seconds, Settings, SettingsError, read
 
 ROOT = Path(__file__).parent.parent
 Cpus = Annotated[float, Field(gt=0, le=1024)]
 
 
-class StackSettings(Settings):
+class StackSettings(MigrationSettings, Settings):
     """One field for each row of .env."""
 
     app_env_file: str

@@ -34,6 +34,8 @@ MASTER = 48 * MIB
 WORKER_THREADS = 48
 # The master, health checks, and whoever looks into the container.
 OTHER_PROCESSES = 16
+# PostgreSQL keeps 3 for its superuser; a migration has one, and a person who looks.
+OTHER_CONNECTIONS = 5
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def _places(settings: Settings, containers: int) -> int:
 PLACES = Derived("places of a container", lambda settings: _places(settings, 1))
 ALL_PLACES = Derived("places of all containers", lambda settings: _places(settings, settings.app_replicas))
 WORKERS_AND_ONE = Derived("WORKERS + 1", lambda settings: settings.workers + 1)
+REPLICAS_AND_ONE = Derived("APP_REPLICAS + 1", lambda settings: settings.app_replicas + 1)
 
 Factor = str | int | Derived
 
@@ -89,6 +92,7 @@ class Rule:
     limit: str
     symptom: str
     remedy: str
+    unless_zero: str = ""  # a row: without what it counts there is no rule
 
     def needed(self, settings: Settings) -> int:
         return sum(term.value(settings) for term in self.terms)
@@ -96,6 +100,8 @@ class Rule:
     def broken_by(self, settings: Settings) -> str | None:
         """One line that names the rule, the sum with its rows, the limit and the symptom; None where it holds."""
         needed = self.needed(settings)
+        if self.unless_zero and not _value(settings, self.unless_zero):
+            return None
         if needed <= _value(settings, self.limit):
             return None
         total = " + ".join(term.shown(settings) for term in self.terms)
@@ -200,6 +206,20 @@ RULES = (
         "app_pids",
         "the container can start neither a thread nor a process, not even a worker in the place of a dead one",
         "lower APP_MAX_REQUESTS_IN_FLIGHT or WORKERS, or raise APP_PIDS",
+    ),
+    Rule(
+        "pools-fit-database",
+        (
+            Term(
+                "pools of all workers, with a replacement and a deploy's replica",
+                ("database_pool_size", WORKERS_AND_ONE, REPLICAS_AND_ONE),
+            ),
+            Term("others", (OTHER_CONNECTIONS,)),
+        ),
+        "database_max_connections",
+        "a worker gets no connection (too many clients already), in the middle of a deploy first",
+        "lower DATABASE_POOL_SIZE, or raise DATABASE_MAX_CONNECTIONS and the database's own max_connections",
+        unless_zero="database_pool_size",
     ),
 )
 

@@ -180,6 +180,22 @@ SETTINGS: list[Setting | Unproven] = [
         [f"{PROOFS}::test_no_worker_leaves_before_its_replacement_stands"],
     ),
     Setting(
+        [".env: DATABASE_POOL_SIZE"],
+        "A worker has at most so many connections to the database: examples/shop takes its pool's size from here.",
+        "5, and 10 more at a peak, as in SQLAlchemy",
+        "5, and 10 more at a peak",
+        [("examples/shop/database.py", "    max_overflow=0,\n", "")],
+        ["proofs/test_shop.py::test_a_worker_has_no_more_connections_than_its_row_says"],
+    ),
+    Setting(
+        [".env: DATABASE_MAX_CONNECTIONS"],
+        "What the database accepts: the pools of all workers, with those of a deploy, are held to it at the start.",
+        "none",
+        "held against nothing",
+        [("app/server/space.py", '("database_pool_size", WORKERS_AND_ONE, REPLICAS_AND_ONE)', "(0,)")],
+        ["proofs/test_refusals.py::test_make_up_names_pools_that_the_database_has_no_connections_for"],
+    ),
+    Setting(
         [".env: WORKER_MEMORY_MB"],
         "A worker that holds more is replaced, before the kernel kills it with all its requests.",
         "0, no limit",

@@ -7,6 +7,7 @@ from proofs.stack import Patch
 
 FILE = "docker-compose.yml"
 CONTAINERS = "proofs/test_containers.py::"
+MIGRATE = "proofs/test_migrate.py::"
 OWN = "proofs/test_own_files.py::"
 RESOURCES = "proofs/test_resources.py::"
 
@@ -23,6 +24,7 @@ MEMORY = f"{RESOURCES}test_a_process_that_wants_more_memory_than_its_row_says_is
 PIDS = f"{RESOURCES}test_a_container_gets_no_more_processes_than_its_row_says"
 LOG = f"{RESOURCES}test_the_log_of_a_container_is_bounded_but_not_short"
 SILENT = f"{RESOURCES}test_a_service_that_does_not_answer_is_not_healthy"
+MIGRATES = f"{MIGRATE}test_docker_compose_up_migrates_before_the_app_starts"
 ALONE = f"{RESOURCES}test_nginx_starts_without_an_app_and_has_no_welcome_page"
 ACCEPTED = f"{CONTAINERS}test_compose_accepts_its_file"
 STARTS = f"{RESOURCES}test_the_app_starts_without_the_other_services"
@@ -339,7 +341,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     *health("nginx", '[CMD, curl, -fsS, "http://127.0.0.1/nginx-health"]'),
     *limits("nginx"),
-    hardened("app", "  app:"),
+    hardened("app", "  app: &app"),
     Setting(
         named("services.app.networks.app"),
         "The app is in the internal network that it shares with nginx alone.",
@@ -391,6 +393,75 @@ SETTINGS: list[Setting | Unproven] = [
         ["proofs/test_proxy.py::test_the_client_address_is_the_clients[compose]"],
     ),
     *health("app", "[CMD, python, -m, app.server.probe]"),
+    Setting(
+        named("services.app.depends_on.migrate"),
+        "The app does not start before its database has been migrated.",
+        "all start at once",
+        "removed",
+        in_place_of(
+            "    depends_on:\n      migrate: { condition: service_completed_successfully }\n    healthcheck:",
+            "    healthcheck:",
+        ),
+        [MIGRATES],
+    ),
+    Setting(
+        named("services.migrate.<<"),
+        "The migration has the app's image, variables, networks and folders.",
+        "none of them",
+        "removed",
+        in_place_of("  migrate:\n    <<: *app\n", "  migrate:\n"),
+        [ACCEPTED],
+        breaks_start=True,
+    ),
+    Setting(
+        named("services.migrate.command", "APP_MIGRATE"),
+        "The command that brings the database to what the new code needs, run before that gets a request.",
+        "none",
+        "`true`, whatever the row says",
+        in_place_of("    command: [python, -m, app.server.migrate]\n", '    command: ["true"]\n'),
+        [MIGRATES],
+    ),
+    Setting(
+        [".env: APP_MIGRATE_SECONDS"],
+        "A migration that takes longer is killed, and the old version serves on.",
+        "for ever",
+        "for ever",
+        [("app/server/migrate.py", "command.wait(settings.app_migrate_seconds)", "command.wait()")],
+        [f"{MIGRATE}test_a_migration_that_is_no_good_leaves_the_old_version_serving[hangs-native]"],
+    ),
+    Setting(
+        named("services.migrate.restart"),
+        "A migration that has failed is not tried again and again.",
+        "the app's: unless-stopped",
+        "removed",
+        without('    restart: "no"'),
+        [MIGRATES],
+    ),
+    Setting(
+        named("services.migrate.depends_on"),
+        "A migration does not wait for itself, as the app does.",
+        "the app's",
+        "removed",
+        without("    depends_on: {}"),
+        [ACCEPTED],
+        breaks_start=True,
+    ),
+    Setting(
+        named("services.migrate.deploy.replicas"),
+        "Without a migration no container is made for it.",
+        "1",
+        "removed",
+        without("      replicas: 0${APP_MIGRATE:+1}"),
+        [f"{MIGRATE}test_without_a_migration_there_is_no_container_for_it"],
+    ),
+    Setting(
+        named("services.migrate.deploy.resources"),
+        "A migration has no more CPU, memory and processes than the app.",
+        "no limit",
+        "removed",
+        without("      resources: *app-resources"),
+        [MIGRATES],
+    ),
     Setting(
         named("services.app.deploy.replicas", "APP_REPLICAS"),
         "So many containers of the app are started.",

@@ -74,6 +74,18 @@ SYMPTOMS = [
         ["proofs/test_refusals.py::test_make_up_names_a_broken_rule_of_space_before_it_starts_anything"],
     ),
     Symptom(
+        "a start or a deploy ends with: the database was not migrated",
+        "APP_MIGRATE failed, or took longer than its seconds: the line `migration failed` says it",
+        [".env: APP_MIGRATE", ".env: APP_MIGRATE_SECONDS"],
+        ["proofs/test_migrate.py::test_a_migration_that_is_no_good_leaves_the_old_version_serving"],
+    ),
+    Symptom(
+        "the database says: sorry, too many clients already",
+        "the pools of all workers, with those of a deploy, are more than max_connections",
+        [".env: DATABASE_POOL_SIZE", ".env: DATABASE_MAX_CONNECTIONS"],
+        ["proofs/test_shop.py::test_pools_that_the_rule_lets_in_find_their_connections_in_a_reload"],
+    ),
+    Symptom(
         "504 with the app's own line in the log (reason: deadline)",
         "the handler took longer than the deadline, and was cancelled",
         [".env: REQUEST_DEADLINE_SECONDS"],

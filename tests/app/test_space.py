@@ -35,6 +35,8 @@ ROWS = {
     "APP_MEMORY": "832m",
     "APP_TMP": "144m",
     "APP_PIDS": "768",
+    "DATABASE_POOL_SIZE": "0",
+    "DATABASE_MAX_CONNECTIONS": "0",
 }
 # For each rule rows that break it and no other, and what its line must say of them.
 BROKEN: dict[str, tuple[dict[str, str], str]] = {
@@ -47,6 +49,10 @@ BROKEN: dict[str, tuple[dict[str, str], str]] = {
     "uploads-fit-app-files": ({"APP_TMP": "143m"}, "144m and must be at most APP_TMP=143m"),
     "workers-fit-app-memory": ({"WORKER_MEMORY_MB": "300"}, "(WORKERS + 1)=3 x WORKER_MEMORY_MB=300 x 1m"),
     "threads-fit-app-pids": ({"APP_PIDS": "256"}, "672 and must be at most APP_PIDS=256"),
+    "pools-fit-database": (
+        {"DATABASE_POOL_SIZE": "6", "DATABASE_MAX_CONNECTIONS": "40"},
+        "DATABASE_POOL_SIZE=6 x (WORKERS + 1)=3 x (APP_REPLICAS + 1)=2",
+    ),
 }
 
 
@@ -75,6 +81,12 @@ def test_a_broken_rule_is_one_line_with_its_arithmetic(rule: str) -> None:
 def test_without_a_bound_on_places_the_app_may_get_all_requests() -> None:
     lines = violations(APP_MAX_REQUESTS_IN_FLIGHT="0")
     assert any("rule threads-fit-app-pids" in line and "=900 (a thread for each request" in line for line in lines)
+
+
+def test_without_a_database_there_is_no_rule_of_its_connections() -> None:
+    assert violations(DATABASE_POOL_SIZE="0", DATABASE_MAX_CONNECTIONS="0") == []
+    assert violations(DATABASE_POOL_SIZE="6", DATABASE_MAX_CONNECTIONS="41") == []
+    assert len(violations(DATABASE_POOL_SIZE="1", DATABASE_MAX_CONNECTIONS="0")) == 1
 
 
 def test_places_of_every_container_count_in_nginx_and_not_in_the_app() -> None:
