@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from proofs.conftest import started
-from proofs.stack import Stack
+from proofs.stack import PATIENT_BUDGET, Stack
 
 pytestmark = pytest.mark.xdist_group("native")
 
@@ -40,7 +40,7 @@ class Document(models.Model):
     def __str__(self): return self.title
 admin.site.register(Document)
 """
-ROWS = {
+ROWS = PATIENT_BUDGET | {
     "APP_MODULE": "mysite.asgi:application",
     "APP_ENV_FILE": ".env.app",
     "CLIENT_MAX_BODY_BYTES": str(6 << 20),

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from proofs.browser import opened
 from proofs.conftest import started
-from proofs.stack import DEADLINE, Stack, until
+from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
 
 pytestmark = pytest.mark.xdist_group("native")
 
@@ -20,7 +20,7 @@ CLICKS = 5
 @pytest.fixture(scope="module")
 def counter() -> Iterator[Stack]:
     rows = {"APP_MODULE": "proofs.applications.nicegui_counter:app", "STICKY_SESSIONS": "cookie"}
-    stack = Stack("native", "nicegui", **rows, STORAGE_SECRET="of a proof")
+    stack = Stack("native", "nicegui", **PATIENT_BUDGET | rows, STORAGE_SECRET="of a proof")
     stack.environ["NICEGUI_STORAGE_PATH"] = str(stack.folder / "data/nicegui")
     yield from started(stack)
 
