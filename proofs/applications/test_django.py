@@ -17,7 +17,7 @@ import pytest
 from proofs.conftest import started
 from proofs.stack import PATIENT_BUDGET, Stack
 
-pytestmark = pytest.mark.xdist_group("native")
+pytestmark = pytest.mark.xdist_group(__name__)
 
 SETTINGS = """
 import os

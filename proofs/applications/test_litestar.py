@@ -9,7 +9,7 @@ import pytest
 from proofs.conftest import started
 from proofs.stack import Stack
 
-pytestmark = pytest.mark.xdist_group("native")
+pytestmark = pytest.mark.xdist_group(__name__)
 
 FACTORY = "proofs.applications.litestar_orders:create_app"
 

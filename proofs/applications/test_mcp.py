@@ -14,7 +14,7 @@ from mcp.client.sse import sse_client
 from proofs.conftest import started
 from proofs.stack import PATIENT_BUDGET, Stack
 
-pytestmark = pytest.mark.xdist_group("native")
+pytestmark = pytest.mark.xdist_group(__name__)
 
 CLIENTS = 32  # fewer may by chance all be given to one worker
 CALLS = 4

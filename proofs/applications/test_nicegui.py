@@ -11,7 +11,7 @@ from proofs.browser import opened
 from proofs.conftest import started
 from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
 
-pytestmark = pytest.mark.xdist_group("native")
+pytestmark = pytest.mark.xdist_group(__name__)
 
 VISITORS = 4
 CLICKS = 5

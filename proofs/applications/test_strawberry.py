@@ -13,7 +13,7 @@ from gql.transport.websockets import WebsocketsTransport
 from proofs.conftest import started
 from proofs.stack import DEADLINE, Stack
 
-pytestmark = pytest.mark.xdist_group("native")
+pytestmark = pytest.mark.xdist_group(__name__)
 
 
 @pytest.fixture(scope="module")
