@@ -154,14 +154,17 @@ def plain() -> Iterator[Stack]:
 @COMPOSE
 def test_docker_compose_up_migrates_before_the_app_starts(plain: Stack) -> None:
     plain.environ["APP_MIGRATE"] = FAILS
+    plain.compose("create", "migrate")
+    (migrate,) = plain.compose("ps", "--all", "--quiet", "migrate").split()
+    found = plain.inspect(migrate)["HostConfig"]
+    assert found["RestartPolicy"]["Name"] == "no", "a migration that has failed is run again and again"
+    assert found["Memory"] > 0, "a migration may use all the memory of the machine"
+
     plain.compose("up", "--detach", "app", check=False)
     (app,) = plain.compose("ps", "--all", "--quiet", "app").split()
     assert plain.inspect(app)["State"]["Status"] == "created", "the app was started though its migration had failed"
     (migrate,) = plain.compose("ps", "--all", "--quiet", "migrate").split()
-    found = plain.inspect(migrate)
-    assert found["State"]["ExitCode"] == 1
-    assert found["HostConfig"]["RestartPolicy"]["Name"] == "no", "a migration that has failed is run again and again"
-    assert found["HostConfig"]["Memory"] > 0, "a migration may use all the memory of the machine"
+    assert plain.inspect(migrate)["State"]["ExitCode"] == 1
 
     plain.environ["APP_MIGRATE"] = ONE_LINE
     plain.compose("up", "--detach", "--wait", "app")
