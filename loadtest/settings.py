@@ -53,14 +53,15 @@ def read(environment: Mapping[str, str]) -> Settings:
     target = environment.get("TARGET_URL", "").rstrip("/")
     if not _is_http(target):
         wrong.append(_line("TARGET_URL", target, "the address of the stack, such as http://127.0.0.1:80"))
-    if not environment.get("LOADTEST_MODULE"):
-        wrong.append(_line("LOADTEST_MODULE", "", "a module: loadtest.demo, or loadtest.users from `make users`"))
+    module = environment.get("LOADTEST_MODULE", "")
+    if not module:
+        wrong.append(_line("LOADTEST_MODULE", module, "a module: loadtest.demo, or loadtest.users from `make users`"))
     shape = environment.get("LOADTEST_SHAPE", "")
     if shape not in SHAPES:
         wrong.append(_line("LOADTEST_SHAPE", shape, f"one of: {', '.join(SHAPES)}"))
     settings = Settings(
         target=target,
-        module=environment.get("LOADTEST_MODULE", ""),
+        module=module,
         shape=shape,
         users=whole("LOADTEST_USERS", 1),
         rate=(rate := whole("LOADTEST_RATE", 1)),

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from proofs.database import Database
 from proofs.open_loop import OpenLoop, Outcome
@@ -75,7 +74,7 @@ class ComposeDatabase:
         return self.stack.compose("exec", "-T", "database", *psql).splitlines()
 
 
-def orders(stack: Stack, database: Database | ComposeDatabase, rate: float = RATE, **client: Any) -> OpenLoop:
+def orders(stack: Stack, database: Database | ComposeDatabase) -> OpenLoop:
     """A load of orders alone. What it lost and doubled is counted in the database itself."""
 
     def ledger(_: Stack, outcome: Outcome) -> None:
@@ -87,4 +86,4 @@ def orders(stack: Stack, database: Database | ComposeDatabase, rate: float = RAT
         outcome.doubled = {key: count for key, count in found.items() if count > 1}
 
     body = json.dumps(ORDER).encode()
-    return OpenLoop(stack, rate, ledger=ledger, post_share=1, body=body, **client)
+    return OpenLoop(stack, RATE, ledger=ledger, post_share=1, body=body)

@@ -200,6 +200,12 @@ class Stack:
             cwd=self.root, env=self.environ | rows, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 
+    def add(self, package: str) -> None:
+        """Put a package into the group `app` of the stack's copy of the tree, as a person does."""
+        uv = shutil.which("uv") or str(ROOT / ".uv/bin/uv")
+        command = [uv, "add", "--quiet", "--no-sync", "--group", "app", package]
+        subprocess.run(command, cwd=self.root, check=True)
+
     def up(self) -> None:
         done = self.make("up")
         said = f"{done.stdout}{done.stderr}".strip()

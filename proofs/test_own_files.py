@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -177,9 +176,7 @@ def test_a_project_that_is_not_installed_is_found_by_its_folder() -> None:
 def test_a_project_with_a_pyproject_of_its_own_is_installed_into_the_image() -> None:
     require_engine()
     stack = Stack("compose", "own-project", files=PROJECT, APP_MODULE="shop.web:create_app()")
-    uv = shutil.which("uv") or str(ROOT / ".uv/bin/uv")
-    subprocess.run([uv, "add", "--quiet", "--no-sync", "--group", "app", "./app/shop"], cwd=stack.root, check=True)
-    with contextmanager(started)(stack):
+    with contextmanager(started)(stack, lambda stack: stack.add("./app/shop")):
         assert seen(stack)["GREETING"] is None
 
 

@@ -67,11 +67,10 @@ def _configuration() -> dict[str, Any]:
     return found
 
 
-def image(service: str) -> str:
-    """The name of the image that this service is built into."""
+def images(*services: str) -> list[str]:
+    """The names of the images that these services are built into."""
     found = _configuration()
-    name: str = found["services"][service].get("image") or f"{found['name']}-{service}"
-    return name
+    return [found["services"][service].get("image") or f"{found['name']}-{service}" for service in services]
 
 
 def up(settings: StackSettings, table: dict[str, str]) -> None:

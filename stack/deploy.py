@@ -96,8 +96,8 @@ def _roll_back(new: str, before: dict[str, Any]) -> None:
 
 def _keep(before: dict[str, Any]) -> None:
     """Give the old image its names back, so that the next `docker compose up` does not start the bad one."""
-    for service in ("app", "migrate"):
-        _docker("tag", before["Image"], compose.image(service))
+    for image in compose.images("app", "migrate"):
+        _docker("tag", before["Image"], image)
 
 
 def _inspect(container: str) -> dict[str, Any]:

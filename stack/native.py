@@ -165,8 +165,7 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
     _check_ports(settings)
     environ = environment(settings, table)
     (run / "data").mkdir(parents=True, exist_ok=True)
-    with alone():
-        _migrate(settings, table, "nothing was started")
+    _migrate(settings, table, environ, "nothing was started")
     left_out = render(environ, run / "nginx", version)
     if left_out:
         say(f"nginx {'.'.join(map(str, version))} has no {', '.join(left_out)}: left out (docs/native.md)")
@@ -230,8 +229,7 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
         raise Failure("no native stack is running; make up starts one")
     _hold_to_rows(supervisor, table)
     environ = environment(settings, table)
-    with alone():
-        _migrate(settings, table, "the old code serves on")
+    _migrate(settings, table, environ, "the old code serves on")
     command = [sys.executable, "-m", "app.server.reload"]
     if subprocess.run(command, cwd=ROOT, env=os.environ | environ).returncode:
         raise Failure("the old code serves on")
@@ -247,13 +245,14 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
         say("nginx reloads its configuration, which has changed")
 
 
-def _migrate(settings: StackSettings, table: dict[str, str], otherwise: str) -> None:
+def _migrate(settings: StackSettings, table: dict[str, str], environ: dict[str, str], otherwise: str) -> None:
     """Run APP_MIGRATE with the code and the variables of the app. Raises Failure, with `otherwise`, where it fails."""
     if not settings.app_migrate:
         return
-    environ = os.environ | environment(settings, table) | app_variables(table)
-    if subprocess.run([sys.executable, "-m", "app.server.migrate"], cwd=ROOT, env=environ).returncode:
-        raise Failure(f"the database was not migrated (its log is above), so {otherwise}")
+    environ = os.environ | environ | app_variables(table)
+    with alone():
+        if subprocess.run([sys.executable, "-m", "app.server.migrate"], cwd=ROOT, env=environ).returncode:
+            raise Failure(f"the database was not migrated (its log is above), so {otherwise}")
     say(f"migrated: {settings.app_migrate}")
 
 

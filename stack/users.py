@@ -116,10 +116,6 @@ def _simplest(operation: Any) -> Any:
     return find(strategy, lambda case: True, settings=few, random=random.Random(0))
 
 
-def _quoted(text: str) -> str:
-    return json.dumps(text)
-
-
 def _method(name: str, operation: Any, case: Any) -> str:
     path = operation.path
     for parameter, value in (case.path_parameters or {}).items():
@@ -130,9 +126,9 @@ def _method(name: str, operation: Any, case: Any) -> str:
     if case.cookies:
         headers["Cookie"] = "; ".join(f"{key}={value}" for key, value in case.cookies.items())
     right = [int(code) for code in map(str, operation.definition.raw.get("responses", {})) if re.match(r"2\d\d$", code)]
-    arguments = [_quoted(operation.method.upper()), _quoted(path)]
+    arguments = [json.dumps(operation.method.upper()), json.dumps(path)]
     if path != operation.path:
-        arguments.append(f"name={_quoted(operation.path)}")
+        arguments.append(f"name={json.dumps(operation.path)}")
     if right and min(right) != 200:
         arguments.append(f"status={min(right)}")
     if headers:

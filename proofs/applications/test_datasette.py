@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import re
-import shutil
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,11 +34,6 @@ def native() -> Iterator[Stack]:
     yield from started(stack, lambda stack: write_table(stack.folder / "data/orders.db"))
 
 
-def add_package(stack: Stack) -> None:
-    uv = shutil.which("uv") or str(ROOT / ".uv/bin/uv")
-    subprocess.run([uv, "add", "--quiet", "--no-sync", "--group", "app", "datasette"], cwd=stack.root, check=True)
-
-
 def compose(folder: Path) -> Iterator[Stack]:
     """As a person puts it in: its file in app/, its package in the group app, its data in the volume."""
     require_engine()
@@ -50,7 +43,7 @@ def compose(folder: Path) -> Iterator[Stack]:
     }
     rows = {"APP_MODULE": "app.tables:app", "APP_ENV_FILE": ".env.app"}
     stack = Stack("compose", "datasette", files=files, **rows, DATASETTE_SECRET="of a proof")
-    with contextmanager(started)(stack, add_package):
+    with contextmanager(started)(stack, lambda stack: stack.add("datasette")):
         write_table(folder / "orders.db")
         stack.compose("cp", str(folder / "orders.db"), "app:/data/orders.db")
         yield stack

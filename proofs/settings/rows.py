@@ -41,8 +41,8 @@ SETTINGS: list[Setting | Unproven] = [
     load(
         "LOADTEST_MODULE",
         "The module whose class Visitor has the requests of a load test.",
-        'module=environment.get("LOADTEST_MODULE", "")',
-        'module="loadtest.demo"',
+        "module=module,",
+        'module="loadtest.demo",',
         "loadtest.demo, whatever the row says",
         "test_the_requests_are_those_of_the_module_that_the_row_names",
     ),
