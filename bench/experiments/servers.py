@@ -193,7 +193,8 @@ def workers_of(root: int) -> list[int]:
     found = []
     for pid in Path(f"/proc/{root}/task/{root}/children").read_text().split():
         try:
-            if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if command and b"resource_tracker" not in command:  # empty while it becomes another program
                 found.append(int(pid))
         except OSError:  # it ended meanwhile
             continue

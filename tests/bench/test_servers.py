@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 from bench.experiments.servers import NONE_TO_SET, survived, workers_of
 from bench.losses import Client, Fate, during, idle_seconds, volleys
 from bench.servers import SERVERS, Server, fill_in
+from proofs.stack import until
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -129,7 +131,8 @@ def test_the_helper_of_multiprocessing_is_no_worker() -> None:
     sleeping = "import time; time.sleep(60)"
     children = [subprocess.Popen([sys.executable, "-c", f"{sleeping} # {name}"]) for name in ("resource_tracker", "x")]
     try:
-        assert children[1].pid in workers_of(os.getpid())
+        until("the worker", lambda: children[1].pid in workers_of(os.getpid()))
+        until("the helper", lambda: b"resource_tracker" in Path(f"/proc/{children[0].pid}/cmdline").read_bytes())
         assert children[0].pid not in workers_of(os.getpid())
     finally:
         for child in children:
