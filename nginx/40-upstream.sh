@@ -1,7 +1,7 @@
 #!/bin/sh
-# Writes upstream.conf, where the app listens, and uploads.conf. The entrypoint of the nginx image runs it, and so does
-# the native way. A template cannot say it: how the app is found differs, by Docker's DNS in Compose, on loopback
-# natively; and a number's digits have to be counted.
+# Writes upstream.conf, where the app listens, and uploads.conf; without HTTPS it empties tls.conf. The entrypoint of the
+# nginx image runs it, and so does the native way. A template cannot say it: how the app is found differs, by Docker's
+# DNS in Compose, on loopback natively; and a number's digits have to be counted.
 set -eu
 
 if [ -n "${UPSTREAM_RESOLVER:-}" ]; then
@@ -70,6 +70,13 @@ upstream app {
     keepalive_timeout ${UPSTREAM_KEEPALIVE_SECONDS}s;
 }
 UPSTREAM
+
+# Nothing of HTTPS without it.
+if [ "${TLS}" = off ]; then
+    for part in tls tls-default tls-server; do
+        : >"${NGINX_RUN}/${part}.conf"
+    done
+fi
 
 # A body with fewer digits in its length than CLIENT_BODY_BUFFER_BYTES, a power of ten, fits into the buffer.
 cat >"${NGINX_RUN}/uploads.conf" <<UPLOADS

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import ssl
 import threading
 import time
 import uuid
@@ -118,10 +119,11 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """Keep-alive connections to one port of loopback, as many as it takes. Lives on one event loop."""
+    """Keep-alive connections to one port of loopback, as many as it takes; with `trust` by TLS. Lives on one loop."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, trust: ssl.SSLContext | None = None) -> None:
         self.port = port
+        self.trust = trust
         self.idle: deque[Connection] = deque()
         self.open: set[Connection] = set()
 
@@ -145,7 +147,10 @@ class Connections:
             if not connection.closed:
                 return connection
             self._close(connection)
-        _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self.port)
+        name = "localhost" if self.trust else None
+        _, connection = await asyncio.get_running_loop().create_connection(
+            Connection, "127.0.0.1", self.port, ssl=self.trust, server_hostname=name
+        )
         self.open.add(connection)
         return connection
 
@@ -163,10 +168,18 @@ class Client:
     """Sends requests to one stack and notes their outcome. Lives on one event loop."""
 
     def __init__(
-        self, port: int, post_share: float = 0.4, get_paths: Sequence[str] = GET_PATHS, body: bytes = BODY
+        self,
+        port: int,
+        post_share: float = 0.4,
+        get_paths: Sequence[str] = GET_PATHS,
+        body: bytes = BODY,
+        connections: Any = None,
     ) -> None:
-        """Each GET is for one of `get_paths`, by chance; one that stands there twice is asked for twice as often."""
-        self.connections = Connections(port)
+        """Each GET is for one of `get_paths`, by chance; one that stands there twice is asked for twice as often.
+
+        `connections` take the place of those to `port`: by TLS, or of HTTP/2.
+        """
+        self.connections = connections or Connections(port)
         self.post_share = post_share
         self.get_paths = get_paths
         self.body = body

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,9 @@ SMALL_BUDGET = {
     "APP_REPLICAS": "1",
     "ENABLE_LAB": "0",
     "SERVER_NAMES": "~.",
+    "TLS": "off",
+    "TLS_FOLDER": "./certificates",
+    "HSTS_SECONDS": "0",
     "CLIENT_HEADER_TIMEOUT_SECONDS": "2",
     "CLIENT_BODY_TIMEOUT_SECONDS": "2",
     "CLIENT_SEND_TIMEOUT_SECONDS": "2",
@@ -176,6 +180,7 @@ class Stack:
             (self.root / path).write_text(text)
         ports = free_ports(20)
         self.http_port, self.locust_port, self.app_port = ports, ports + 1, ports + 3
+        self.https_port = ports + 19
         self.project = f"proof-{name}-{ports}"
         self.rows = (
             SMALL_BUDGET
@@ -184,6 +189,7 @@ class Stack:
                 "LOCUST_UI_PORT": str(self.locust_port),
                 "LOCUST_MASTER_PORT": str(ports + 2),
                 "APP_PORT": str(self.app_port),
+                "HTTPS_PORT": str(self.https_port),
             }
             | rows
         )
@@ -192,6 +198,8 @@ class Stack:
         # Without docker-compose.override.yml: your services are not the proofs'.
         self.environ["COMPOSE_FILE"] = str(self.root / "docker-compose.yml")
         self.url = f"http://127.0.0.1:{self.http_port}"
+        if self.rows["TLS"] != "off":
+            self.url = f"https://localhost:{self.https_port}"
 
     def make(self, command: str, **rows: str) -> subprocess.CompletedProcess[str]:
         """What `make COMMAND` runs, with its output."""
@@ -247,8 +255,15 @@ class Stack:
         else:
             subprocess.run(["kill", f"-{signal}", str(pid)], check=True)
 
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=DEADLINE)
+    def trust(self, *protocols: str) -> ssl.SSLContext:
+        """Trusts the stack's own certificate and no other; offers `protocols` in the handshake (ALPN)."""
+        context = ssl.create_default_context(cafile=self.root / self.rows["TLS_FOLDER"] / "site.pem")
+        context.set_alpn_protocols(list(protocols))
+        return context
+
+    def client(self, **options: Any) -> httpx.Client:
+        verify = self.trust() if self.url.startswith("https:") else True
+        return httpx.Client(base_url=self.url, timeout=DEADLINE, **{"verify": verify} | options)
 
     def compose(self, *arguments: str, check: bool = True) -> str:
         done = subprocess.run(

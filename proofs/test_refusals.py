@@ -13,6 +13,7 @@ import pytest
 from dotenv import dotenv_values
 
 from app.server.budget import RULES
+from proofs import certificates
 from proofs.conftest import require_engine
 from proofs.stack import ROOT, Stack
 
@@ -218,3 +219,99 @@ def test_a_port_in_use_is_named_in_compose_too() -> None:
         done = stack.make("up")
         assert (done.returncode, f"HTTP_PORT={stack.http_port}: the port is in use" in done.stderr) == (1, True)
     assert stack.compose("ps", "--all", "--quiet") == ""
+
+
+def in_a_folder(tmp_path: Path, pem: bytes) -> str:
+    """TLS_FOLDER with this site.pem."""
+    tmp_path.chmod(0o755)
+    certificates.put(tmp_path, pem)
+    return str(tmp_path)
+
+
+def no_good() -> dict[str, tuple[bytes, str]]:
+    """What may stand in site.pem, and what is said of it."""
+    key, other = certificates.make_key(), certificates.make_key()
+    return {
+        "empty": (b"", "it is empty"),
+        "no PEM": (b"no certificate\n", "it holds no certificate"),
+        "no key": (certificates.certificate(key), "it holds no private key"),
+        "no certificate": (certificates.private(key), "it holds no certificate"),
+        "another key": (
+            certificates.private(other) + certificates.certificate(key),
+            "the private key is not that of its first certificate",
+        ),
+        "password": (certificates.private(key, b"secret") + certificates.certificate(key), "has a password"),
+        "expired": (certificates.site(begin=-30, end=-1), "it expired on 20"),
+        "not yet valid": (certificates.site(begin=2), "it is valid from 20"),
+    }
+
+
+NO_GOOD = no_good()
+
+
+@pytest.mark.parametrize("what", NO_GOOD)
+def test_a_certificate_that_cannot_be_used_is_refused_in_one_line(native: Stack, tmp_path: Path, what: str) -> None:
+    pem, said = NO_GOOD[what]
+    done = native.make("up", TLS="files", TLS_FOLDER=in_a_folder(tmp_path, pem))
+    assert_refused(native, done, f"TLS=files: {tmp_path}/site.pem: ", said, "docs/https.md")
+    assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "site.pem").read_bytes() == pem, "somebody's file was written over"
+
+
+def test_a_check_looks_at_the_certificate(native: Stack, tmp_path: Path) -> None:
+    folder = in_a_folder(tmp_path, NO_GOOD["expired"][0])
+    done = native.make("check", TLS="files", TLS_FOLDER=folder)
+    assert_refused(native, done, "FAILED  the certificate", "it expired on 20")
+    certificates.put(tmp_path, certificates.site())
+    assert "ok      the certificate: localhost, until 20" in native.make("check", TLS="files", TLS_FOLDER=folder).stdout
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [({"HSTS_SECONDS": "600"}, ["HSTS_SECONDS=600 with TLS=off", "set HSTS_SECONDS=0, or TLS=files"]),
+     ({"TLS": "files", "HTTPS_PORT": "HTTP_PORT"}, ["HTTPS_PORT=", "is HTTP_PORT too"]),
+     ({"TLS": "on"}, ["TLS=on", "'off' or 'files'"])],
+    ids=["hsts", "port", "value"],
+)  # fmt: skip
+def test_rows_of_https_that_do_not_go_together_are_refused(
+    native: Stack, rows: dict[str, str], said: list[str]
+) -> None:
+    done = native.make("up", **{row: native.rows.get(value, value) for row, value in rows.items()})
+    assert_refused(native, done, *said)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_make_up_in_compose_says_who_must_be_able_to_read_the_key(tmp_path: Path) -> None:
+    require_engine()
+    stack = Stack("compose", "unreadable", TLS="files", TLS_FOLDER=in_a_folder(tmp_path, certificates.site()))
+    (tmp_path / "site.pem").chmod(0o600)
+    done = stack.make("up")
+    assert_refused(stack, done, f"sudo chgrp 101 {tmp_path}/site.pem && sudo chmod 640 {tmp_path}/site.pem")
+    assert stack.compose("ps", "--all", "--quiet") == ""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [("missing", "it is not there"), ("unreadable", "nginx (user 101, group 101) may not read it"),
+     ("empty", "it is empty"), ("another key", "key values mismatch"), ("no PEM", "no start line")],
+)  # fmt: skip
+def test_nginx_in_its_container_says_what_is_wrong_with_the_certificate(tmp_path: Path, what: str, said: str) -> None:
+    """After `docker compose up`, where nobody has looked before."""
+    require_engine()
+    folder = in_a_folder(tmp_path, NO_GOOD[what][0] if what in NO_GOOD else certificates.site())
+    if what == "missing":
+        (tmp_path / "site.pem").unlink()
+    elif what == "unreadable":
+        (tmp_path / "site.pem").chmod(0o600)
+    stack = Stack("compose", "pem", TLS="files", TLS_FOLDER=folder)
+    try:
+        done = subprocess.run(
+            ["docker", "compose", "run", "--rm", "--no-deps", "--no-TTY", "nginx"],
+            cwd=ROOT, env=stack.environ, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        lines = [line for line in done.stderr.splitlines() if "TLS=files" in line]
+        assert done.returncode != 0, done.stdout
+        assert len(lines) == 1, done.stderr
+        assert said in lines[0]
+    finally:
+        stack.down()

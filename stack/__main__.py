@@ -52,7 +52,7 @@ def run(command: str) -> int:
         say(f"{name}: {reason}")
         start = time.monotonic()
         module.up(settings, table)
-        say(f"up after {time.monotonic() - start:.1f} s: http://localhost:{settings.http_port}/ (nginx), "
+        say(f"up after {time.monotonic() - start:.1f} s: {settings.url()}/ (nginx), "
             f"http://localhost:{settings.locust_ui_port}/ (Locust)")  # fmt: skip
     elif command == "down":
         module.down(settings)

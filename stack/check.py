@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.server import budget, cpus, space
 from app.server.settings import SettingsError, read
-from stack import compose, debian, native
+from stack import certificate, compose, debian, native
 from stack.console import Failure, say
 from stack.render import render
 from stack.settings import GIVEN, ROOT, StackSettings, app_variables, faults, project, rows
@@ -43,9 +43,14 @@ def check() -> int:
         ("ruff format", lambda: _tool("ruff", "format", "--check", *CODE)),
         ("mypy", lambda: _tool("mypy")),
     ]
+    if settings.tls != "off":
+        checks.append(("the certificate", lambda: certificate.check(settings, in_compose=engine is not None)))
     if engine:
         checks.append(("docker compose config", compose.check_configuration))
-        checks.append(("nginx -t in the image", _nginx_in_the_image))
+        if settings.tls == "off" or certificate.path(settings).exists():
+            checks.append(("nginx -t in the image", _nginx_in_the_image))
+        else:
+            say("skipped nginx -t in the image: there is no certificate yet")
     else:
         say("skipped docker compose config: no Docker engine answers")
     failed = 0
@@ -99,6 +104,7 @@ def _nginx(binary: str | None, settings: StackSettings, table: dict[str, str]) -
             "NGINX_ACCESS_LOG": f"{folder}/log",
         }
         values["NGINX_LISTEN"] = f"unix:{folder}/socket"
+        values["NGINX_LISTEN_TLS"] = f"unix:{folder}/socket-tls"
         if binary:
             version = native.nginx_version(binary)
             if left_out := render(values, run, version):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from stack import certificate
 from stack.alone import alone
 from stack.console import Failure, accepts, say
 from stack.settings import ROOT, StackSettings
@@ -80,10 +81,14 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
 
 
 def _up(settings: StackSettings) -> None:
+    certificate.prepare(settings, in_compose=True)
     check_configuration()
     fresh = not containers()
     if fresh:
-        for name, port in (("HTTP_PORT", settings.http_port), ("LOCUST_UI_PORT", settings.locust_ui_port)):
+        wanted = [("HTTP_PORT", settings.http_port), ("LOCUST_UI_PORT", settings.locust_ui_port)]
+        if settings.tls != "off":
+            wanted.append(("HTTPS_PORT", settings.https_port))
+        for name, port in wanted:
             if accepts(port):
                 raise Failure(f"{name}={port}: the port is in use; stop what listens there, or: make up {name}=…")
     # Not `up --build`: a failed build must leave what runs as it is.
@@ -104,6 +109,7 @@ def _up(settings: StackSettings) -> None:
         if fresh:
             run("down", "--timeout", "5", check=False)
         raise Failure("the stack did not come up; the log above says why" + (", nothing was left running" * fresh))
+    certificate.hold_to_served(settings)
 
 
 def migrate(settings: StackSettings, *options: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from app.server.settings import Settings as AppSettings
-from stack import debian
+from stack import certificate, debian
 from stack.alone import alone
 from stack.console import Failure, accepts, answers, say, wait_for
 from stack.render import render
@@ -64,6 +64,8 @@ def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str
         "RUN_DIR": str(run),
         "NGINX_RUN": str(run / "nginx"),
         "NGINX_LISTEN": str(settings.http_port),
+        "NGINX_LISTEN_TLS": str(settings.https_port),
+        "NGINX_CERTIFICATES": str(certificate.path(settings).parent),
         "NGINX_ACCESS_LOG": str(run / "access.log"),
         "UPSTREAM_HOST": GIVEN["APP_HOST"],
         "TARGET_URL": f"http://127.0.0.1:{settings.http_port}",
@@ -130,6 +132,8 @@ def running() -> bool:
 
 def _check_ports(settings: StackSettings) -> None:
     wanted = [("HTTP_PORT", settings.http_port), ("LOCUST_UI_PORT", settings.locust_ui_port)]
+    if settings.tls != "off":
+        wanted.append(("HTTPS_PORT", settings.https_port))
     wanted += [("LOCUST_MASTER_PORT", settings.locust_master_port)]
     wanted += [("APP_PORT", settings.app_port + i) for i in range(settings.listeners)]
     taken: dict[int, str] = {}
@@ -145,10 +149,10 @@ def _check_ports(settings: StackSettings) -> None:
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                trial.bind(("0.0.0.0" if name == "HTTP_PORT" else "127.0.0.1", port))
+                trial.bind(("0.0.0.0" if name in ("HTTP_PORT", "HTTPS_PORT") else "127.0.0.1", port))
             except PermissionError:
                 raise Failure(
-                    f"{name}={port}: you have no right to ports below 1024; type: make up {name}=8080 "
+                    f"{name}={port}: you have no right to ports below 1024; type: make up {name}={8000 + port} "
                     "(or, as root: sysctl net.ipv4.ip_unprivileged_port_start=80)"
                 ) from None
             except OSError as error:
@@ -163,6 +167,7 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
     binary = nginx()
     version = nginx_version(binary)
     _check_ports(settings)
+    certificate.prepare(settings, in_compose=False)
     environ = environment(settings, table)
     (run / "data").mkdir(parents=True, exist_ok=True)
     _migrate(settings, table, environ, "nothing was started")
@@ -192,6 +197,7 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
         raise Failure(
             f"the stack did not come up ({failure}), nothing was left running; its log above says why"
         ) from None
+    certificate.hold_to_served(settings)
 
 
 def _last_words(log: Path) -> list[str]:
@@ -228,6 +234,7 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
     if supervisor is None:
         raise Failure("no native stack is running; make up starts one")
     _hold_to_rows(supervisor, table)
+    certificate.prepare(settings, in_compose=False)
     environ = environment(settings, table)
     _migrate(settings, table, environ, "the old code serves on")
     command = [sys.executable, "-m", "app.server.reload"]

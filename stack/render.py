@@ -10,7 +10,9 @@ from pathlib import Path
 from stack.settings import ROOT
 
 # What an older nginx than the image's does not know: the directive, and the first version that has it.
-SINCE = {"keepalive_min_timeout": (1, 27, 4)}
+SINCE = {"keepalive_min_timeout": (1, 27, 4), "ssl_certificate_cache": (1, 27, 4)}
+# Before this one, HTTP/2 was a word of `listen`.
+HTTP2 = (1, 25, 1)
 
 
 def fill(template: str, values: dict[str, str]) -> str:
@@ -20,9 +22,14 @@ def fill(template: str, values: dict[str, str]) -> str:
 
 def leave_out(text: str, version: tuple[int, ...]) -> tuple[str, list[str]]:
     """The text without the directives that this nginx lacks, and their names."""
-    left_out = [name for name, since in SINCE.items() if version < since]
-    for name in left_out:
-        text = re.sub(rf"^\s*{name} .*;\n", "", text, flags=re.MULTILINE)
+    left_out = []
+    for name, since in SINCE.items():
+        if version < since:
+            text, count = re.subn(rf"^\s*{name} .*;\n", "", text, flags=re.MULTILINE)
+            left_out += [name] * bool(count)
+    if version < HTTP2:
+        text = re.sub(r"^\s*http2 on;\n", "", text, flags=re.MULTILINE)
+        text = re.sub(r"^(\s*listen .*\bssl\b)", r"\1 http2", text, flags=re.MULTILINE)
     return text, left_out
 
 
@@ -34,9 +41,11 @@ def render(values: dict[str, str], folder: Path, version: tuple[int, ...]) -> li
     folder.mkdir(parents=True, exist_ok=True)
     left_out: list[str] = []
     for template in sorted((ROOT / "nginx/templates").glob("*.template")):
+        if template.name.startswith("tls") and values["TLS"] == "off":
+            continue  # the script below writes them, empty
         text, missing = leave_out(fill(template.read_text(), values), version)
         (folder / template.stem).write_text(text)
-        left_out = left_out or missing
+        left_out += missing
     environ = {"PATH": os.environ.get("PATH", os.defpath)} | values
     subprocess.run(["sh", str(ROOT / "nginx/40-upstream.sh")], env=environ, check=True)
     return left_out

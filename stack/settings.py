@@ -30,6 +30,9 @@ class StackSettings(MigrationSettings, Settings):
     http_port: Port
     locust_ui_port: Port
     locust_master_port: Port
+    https_port: Port
+    tls_folder: Annotated[str, Field(min_length=1)]
+    hsts_seconds: Annotated[int, Field(ge=0, le=2 * 366 * 86_400)]
     server_names: Annotated[
         str, Field(pattern=r"^[^;{}]+$", description="must be names as nginx's server_name takes them, blanks between")
     ]
@@ -64,6 +67,10 @@ class StackSettings(MigrationSettings, Settings):
     slo_p99_ms: Milliseconds
     slo_error_share: Annotated[float, Field(ge=0, le=1)]
     slo_min_rps: Annotated[float, Field(ge=0)]
+
+    def url(self, host: str = "localhost") -> str:
+        """Where the stack is found on this machine, without a slash at its end."""
+        return f"http://{host}:{self.http_port}" if self.tls == "off" else f"https://{host}:{self.https_port}"
 
     @property
     def ready_seconds(self) -> int:
@@ -117,13 +124,23 @@ def _interpolated(text: str, known: Mapping[str, str]) -> str:
 
 
 def faults(settings: StackSettings) -> list[str]:
-    """A line for each rule that the rows break: of the timeout budget, the space budget, and of sticky sessions."""
+    """A line for each rule that the rows break: of the timeout budget, the space budget, sticky sessions and HTTPS."""
     found = budget.violations(settings) + space.violations(settings)
     if settings.sticky_sessions != "none" and settings.worker_listeners == "shared":
         found.append(
             f"STICKY_SESSIONS={settings.sticky_sessions} with WORKER_LISTENERS=shared: any worker that is free takes a "
             "connection from the shared port; set WORKER_LISTENERS=per-worker"
         )
+    if settings.tls == "off" and settings.hsts_seconds:
+        found.append(
+            f"HSTS_SECONDS={settings.hsts_seconds} with TLS=off: browsers would ask by HTTPS, which nobody answers; "
+            "set HSTS_SECONDS=0, or TLS=files"
+        )
+    for row in ("http_port", "locust_ui_port"):
+        if settings.tls != "off" and settings.https_port == getattr(settings, row):
+            found.append(
+                f"HTTPS_PORT={settings.https_port} is {row.upper()} too; each needs a port of its own: change one"
+            )
     return found
 
 

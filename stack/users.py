@@ -6,13 +6,15 @@ import json
 import os
 import random
 import re
+import ssl
 from pprint import pformat
 from textwrap import indent
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote, urlencode
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
+from stack import certificate
 from stack.console import Failure, say
 from stack.settings import ROOT, StackSettings
 
@@ -42,8 +44,9 @@ def write(settings: StackSettings) -> None:
     """
     if FILE.exists():
         raise Failure("loadtest/users.py exists, and it is yours: move it away, then make users")
-    url = f"http://127.0.0.1:{settings.http_port}{os.environ.get('OPENAPI') or '/openapi.json'}"
-    schema = _schema(url)
+    url = f"{settings.url('127.0.0.1')}{os.environ.get('OPENAPI') or '/openapi.json'}"
+    context = None if settings.tls == "off" else certificate.trusting(settings)
+    schema = _schema(url, context)
     app = re.sub(r"[\s\\\"']+", " ", str(schema.get("info", {}).get("title", "this app"))).strip()
     methods, left_out = _methods(schema, url)
     if not methods:
@@ -56,9 +59,9 @@ def write(settings: StackSettings) -> None:
     )
 
 
-def _schema(url: str) -> dict[str, Any]:
+def _schema(url: str, context: ssl.SSLContext | None) -> dict[str, Any]:
     try:
-        with build_opener(ProxyHandler({})).open(url, timeout=30) as answer:
+        with build_opener(ProxyHandler({}), HTTPSHandler(context=context)).open(url, timeout=30) as answer:
             schema = json.load(answer)
     except HTTPError as error:
         raise Failure(f"{url}: status {error.code}; make users OPENAPI=/its/path names another schema") from None

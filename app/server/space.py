@@ -18,6 +18,8 @@ UNITS = {"k": KIB, "m": MIB, "g": 1 << 30}
 # Bytes that no row says, measured and rounded up (proofs/test_space.py holds nginx to them).
 # A client's connection without its header: nginx's structures and first buffers, the kernel's socket.
 CONNECTION = 12 * KIB
+# What TLS adds to it: a handshake that stands still, and a header that is not whole, hold the most.
+TLS = 28 * KIB
 # A request without its header, body and answer: nginx's pool and the variables in it.
 REQUEST = 12 * KIB
 # An answer that is being compressed: zlib's window and hash (272 KiB), and gzip_buffers.
@@ -56,6 +58,10 @@ def _places(settings: Settings, containers: int) -> int:
 PLACES = Derived("places of a container", lambda settings: _places(settings, 1))
 ALL_PLACES = Derived("places of all containers", lambda settings: _places(settings, settings.app_replicas))
 WORKERS_AND_ONE = Derived("WORKERS + 1", lambda settings: settings.workers + 1)
+TLS_CONNECTIONS = Derived(
+    "connections with TLS",
+    lambda settings: 0 if settings.tls == "off" else settings.nginx_workers * settings.nginx_worker_connections,
+)
 REPLICAS_AND_ONE = Derived("APP_REPLICAS + 1", lambda settings: settings.app_replicas + 1)
 
 Factor = str | int | Derived
@@ -132,6 +138,7 @@ RULES = (
             Term("files", ("nginx_tmp",)),
             Term("processes, before and after a reload", (2, "nginx_workers", NGINX_PROCESS)),
             Term("their connections", (2, "nginx_workers", "nginx_worker_connections", CONNECTION)),
+            Term("their TLS", (2, TLS_CONNECTIONS, TLS)),
             Term("headers", (2, "nginx_workers", "nginx_worker_connections", 2, "client_max_header_bytes")),
             Term("headers for the app", ("nginx_max_requests_in_flight", 2, "client_max_header_bytes")),
             Term("bodies", ("nginx_max_requests_in_flight", "client_body_buffer_bytes")),

@@ -48,6 +48,7 @@ def _nginx() -> Iterator[str]:
     settings = read(StackSettings, GIVEN | table)
     with tempfile.TemporaryDirectory() as folder:
         values = native.environment(settings, table) | {"NGINX_RUN": folder, "UPSTREAM_RESOLVER": "127.0.0.11"}
+        values |= {"TLS": "files", "HTTPS_PORT": "443", "HSTS_SECONDS": "0"}
         values["STICKY_SESSIONS"] = "none"  # whatever the row says: its directives take the place of least_conn
         render(values, Path(folder), (1, 30))
         parsed = crossplane.parse(f"{folder}/nginx.conf", check_ctx=False, check_args=False)
@@ -141,24 +142,26 @@ def _shell() -> Iterator[str]:
 
 
 def _compose() -> Iterator[str]:
-    document = yaml.compose((ROOT / "docker-compose.yml").read_text(), Loader=yaml.SafeLoader)
-    assert isinstance(document, yaml.MappingNode)
-    yield from _keys(document, "", set())
+    for file in ("docker-compose.yml", "docker-compose.tls.yml"):
+        document = yaml.compose((ROOT / file).read_text(), Loader=yaml.SafeLoader)
+        assert isinstance(document, yaml.MappingNode)
+        yield from (f"{file}: {name}" for name in _keys(document, "", set()))
 
 
 def _keys(node: yaml.MappingNode, path: str, seen: set[int]) -> Iterator[str]:
+    """The paths of the settings below a node of a Compose file."""
     seen.add(id(node))
     for key, value in node.value:
         name = f"{path}{key.value}"
         if key.value in LEFT_OUT_OF_COMPOSE or name in LEFT_OUT_OF_COMPOSE:
             if key.value == "environment" and isinstance(value, yaml.MappingNode):
-                yield from (f"docker-compose.yml: {name}.{k.value}" for k, _ in value.value if k.value in ENVIRONMENT)
+                yield from (f"{name}.{k.value}" for k, _ in value.value if k.value in ENVIRONMENT)
         elif isinstance(value, yaml.MappingNode) and value.value and id(value) not in seen and not _is_one(value):
             yield from _keys(value, f"{name}.", seen)
         elif key.value == "networks" and isinstance(value, yaml.SequenceNode):
-            yield from (f"docker-compose.yml: {name}.{item.value}" for item in value.value)
+            yield from (f"{name}.{item.value}" for item in value.value)
         else:
-            yield f"docker-compose.yml: {name}"
+            yield name
 
 
 def _is_one(node: yaml.MappingNode) -> bool:

@@ -17,6 +17,8 @@ MODULES = {
     "http/ngx_http_fastcgi_module": ("fastcgi_",),
     "http/ngx_http_uwsgi_module": ("uwsgi_",),
     "http/ngx_http_scgi_module": ("scgi_",),
+    "http/ngx_http_ssl_module": ("ssl_",),
+    "http/ngx_http_v2_module": ("http2",),
     "http/ngx_http_gzip_module": ("gzip",),
 }  # fmt: skip
 
@@ -30,7 +32,7 @@ def link(name: str) -> str:
         return f"https://docs.gunicorn.org/en/stable/settings.html#{path.replace('_', '-')}"
     if file == "worker.py" and not path.isupper():
         return "https://uvicorn.dev/settings/"
-    if file == "docker-compose.yml":
+    if file in ("docker-compose.yml", "docker-compose.tls.yml"):
         return _compose(path)
     return ""
 
@@ -41,7 +43,7 @@ def _nginx(file: str, path: str) -> str:
         directive = path.split()[-1]
     module = "http/ngx_http_core_module"
     for candidate, directives in MODULES.items():
-        if any(directive == d or (d.endswith(("_", "gzip")) and directive.startswith(d)) for d in directives):
+        if any(directive == d or (d.endswith(("_", "gzip", "http2")) and directive.startswith(d)) for d in directives):
             module = candidate
     if file == "upstream.conf":
         module = "http/ngx_http_upstream_module"

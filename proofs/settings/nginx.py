@@ -116,11 +116,11 @@ SETTINGS: list[Setting | Unproven] = [
         f"{PROOFS}::test_a_request_id_is_taken_from_the_client_if_it_looks_like_one[quotes]",
     ),
     changed(
-        "map $http_upgrade $stack_upgrade",
+        "map $server_protocol $http_upgrade $stack_upgrade",
         "WebSockets are let through, and no other upgrade.",
         "none",
         "every upgrade is let through",
-        'default "";\n        "~*^websocket$" websocket;',
+        'default "";\n        "~*^HTTP/1\\.1 websocket$" websocket;',
         "default $http_upgrade;",
         f"{UPSTREAM}::test_a_header_of_the_clients_reaches_the_app_as_it_should[Upgrade-h2c-]",
     ),

@@ -252,11 +252,11 @@ SETTINGS: list[Setting | Unproven] = [
         [TOO_LARGE],
     ),
     Setting(
-        ["errors.conf: error_page 400 404 405 413 414 421 429 494 500 501 503 505"],
+        ["errors.conf: error_page 400 404 405 413 414 421 429 494 497 500 501 503 505"],
         "nginx's own errors are JSON with the request's id.",
         "HTML pages",
         "removed",
-        [(ERRORS, "error_page 400 404 405 413 414 421 429 494 500 501 503 505 /stack-error;\n", "")],
+        [(ERRORS, "error_page 400 404 405 413 414 421 429 494 497 500 501 503 505 /stack-error;\n", "")],
         [TOO_LARGE],
     ),
 ]

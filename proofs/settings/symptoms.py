@@ -151,6 +151,25 @@ SYMPTOMS = [
         [PROXY + "test_the_client_address_is_the_clients"],
     ),
     Symptom(
+        "a start ends with: TLS=files: … site.pem: …",
+        "the certificate could not be used: the line says why, from a key that does not fit to a date that is over",
+        [".env: TLS", ".env: TLS_FOLDER"],
+        ["proofs/test_refusals.py::test_a_certificate_that_cannot_be_used_is_refused_in_one_line",
+         "proofs/test_refusals.py::test_nginx_in_its_container_says_what_is_wrong_with_the_certificate"],
+    ),
+    Symptom(
+        "308 for every request by plain HTTP",
+        "HTTPS is on: ask there; behind a load balancer that ends TLS itself it is a loop, and TLS=off is right",
+        [".env: TLS", "tls-server.conf: if $stack_to_https"],
+        ["proofs/test_tls.py::test_plain_http_is_sent_to_the_same_place_by_https"],
+    ),
+    Symptom(
+        "a new certificate is there, and clients get the old one",
+        "it was not renamed into the folder that the container was started with",
+        ["tls.conf: map all $stack_certificate", "docker-compose.tls.yml: services.nginx-files.volumes"],
+        ["proofs/test_tls.py::test_a_new_certificate_is_served_without_a_reload_and_cuts_nobody_off"],
+    ),
+    Symptom(
         "redirects lose the port",
         "the app got the Host header without it",
         ["proxy.conf: proxy_set_header Host"],

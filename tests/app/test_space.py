@@ -29,7 +29,8 @@ ROWS = {
     "PROXY_BUFFER_BYTES": "32768",
     "CLIENT_SOCKET_BUFFER_BYTES": "65536",
     "APP_SOCKET_BUFFER_BYTES": "131072",
-    "NGINX_MEMORY": "1250m",
+    "NGINX_MEMORY": "1500m",
+    "TLS": "off",
     "NGINX_TMP": "152m",
     "NGINX_PIDS": "64",
     "APP_MEMORY": "832m",
@@ -81,6 +82,13 @@ def test_a_broken_rule_is_one_line_with_its_arithmetic(rule: str) -> None:
 def test_without_a_bound_on_places_the_app_may_get_all_requests() -> None:
     lines = violations(APP_MAX_REQUESTS_IN_FLIGHT="0")
     assert any("rule threads-fit-app-pids" in line and "=900 (a thread for each request" in line for line in lines)
+
+
+def test_connections_with_tls_need_more_memory_and_those_without_need_no_more() -> None:
+    assert violations(TLS="off", NGINX_MEMORY="1250m") == []
+    assert violations(TLS="files") == []
+    (line,) = violations(TLS="files", NGINX_MEMORY="1250m")
+    assert "2 x (connections with TLS)=4096 x 28k (their TLS)" in line
 
 
 def test_without_a_database_there_is_no_rule_of_its_connections() -> None:
