@@ -56,6 +56,8 @@ def _compose(path: str) -> str:
     if parts[0] in ("networks", "volumes"):
         return f"{base}/{parts[0]}/"
     parts = parts[1:] if parts[0].startswith("x-") else parts[2:]
+    if not parts:
+        return f"{base}/services/"
     if path.startswith("x-health") or parts[0] == "healthcheck":
         return f"{base}/services/#healthcheck"
     if parts[0] == "<<":
