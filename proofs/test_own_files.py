@@ -150,18 +150,68 @@ def test_a_deploy_takes_them_too(compose: Stack) -> None:
     assert seen(compose) == SEEN | {"password": "s3cret"}
 
 
+# One app of each framework, below /shop as docs/your-app.md says it.
+BELOW = {
+    "FastAPI": """
+from fastapi import FastAPI
+app = FastAPI(root_path="/shop")
+app.get("/")(lambda: "the shop")
+app.get("/items/{number}")(lambda number: f"item {number}")
+""",
+    "Starlette": """
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+pages = [
+    Route("/", lambda request: PlainTextResponse("the shop")),
+    Route("/items/{number}", lambda request: PlainTextResponse(f"item {request.path_params['number']}")),
+]
+app = Starlette(routes=[Mount("/shop", routes=pages)])
+""",
+    "Django": """
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.http import HttpResponse
+from django.urls import path
+common = ["django.middleware.common.CommonMiddleware"]  # as startproject has it: it adds the slash
+settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], FORCE_SCRIPT_NAME="/shop", MIDDLEWARE=common)
+urlpatterns = [
+    path("", lambda request: HttpResponse("the shop")),
+    path("items/<int:number>", lambda request, number: HttpResponse(f"item {number}")),
+]
+app = get_asgi_application()
+""",
+}
+
+
+@contextmanager
+def below_a_path(framework: str) -> Iterator[Stack]:
+    stack = Stack("native", "own-below", files={"app/main.py": BELOW[framework]}, APP_MODULE="app.main:app")
+    with contextmanager(started)(stack):
+        yield stack
+
+
 @pytest.mark.xdist_group("native")
-def test_an_app_below_a_path_has_its_docs_there_and_its_health_where_the_stack_asks() -> None:
-    """root_path of FastAPI and Starlette: nginx passes the path on as it is."""
-    text = "from fastapi import FastAPI\n\napp = FastAPI(root_path='/shop')\napp.get('/')(lambda: 'the shop')\n"
-    stack = Stack("native", "own-below", files={"app/main.py": text}, APP_MODULE="app.main:app")
-    with contextmanager(started)(stack), stack.client() as client:
-        assert client.get("/shop/").json() == "the shop"
+@pytest.mark.parametrize("framework", BELOW)
+def test_an_app_below_a_path_answers_there_and_health_is_where_the_stack_asks(framework: str) -> None:
+    """nginx passes the path on as it is."""
+    with below_a_path(framework) as stack, stack.client() as client:
+        for path, said in {"/shop/": "the shop", "/shop": "the shop", "/shop/items/7": "item 7"}.items():
+            answer = client.get(path, follow_redirects=True)
+            assert (answer.status_code, answer.text.strip('"')) == (200, said), path
+            assert str(answer.url).startswith(f"{stack.url}/shop"), "a redirect led out of the path"
+        assert client.get("/readyz").status_code == 404
+        assert client.get("/shopping").status_code == 404
+
+
+@pytest.mark.xdist_group("native")
+def test_an_app_below_a_path_has_its_docs_there() -> None:
+    with below_a_path("FastAPI") as stack, stack.client() as client:
         without_slash = client.get("/shop")
         assert (without_slash.status_code, without_slash.headers["location"]) == (307, f"{stack.url}/shop/")
-        assert "'/shop/openapi.json'" in client.get("/shop/docs").text
+        for path in ("/shop/docs", "/shop/docs/"):
+            assert "'/shop/openapi.json'" in client.get(path, follow_redirects=True).text, path
         assert client.get("/shop/openapi.json").json()["servers"] == [{"url": "/shop"}]
-        assert client.get("/readyz").status_code == 404
 
 
 @pytest.mark.xdist_group("native")
