@@ -16,7 +16,7 @@ from app.server.budget import RULES, Rule
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-ALL = [README, *PAGES]
+ALL = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *PAGES]
 
 # Names in capitals that are no rows of .env: given by the way of running, by make or by a test, or protocol words.
 GIVEN = {
