@@ -107,7 +107,7 @@ def test_make_up_names_pools_that_the_database_has_no_connections_for(native: St
 @pytest.mark.parametrize(
     ("row", "value", "must_be"),
     [("WORKERS", "0", "greater than or equal to 1"), ("WORKERS", "two", "valid integer"),
-     ("HTTP_PORT", "70000", "65535"),
+     ("HTTP_PORT", "70000", "65535"), ("IPV6", "maybe", "'true' or 'false'"),
      ("APP_MEMORY", "lots", "512m"), ("LOG_LEVEL", "loud", "'debug'"), ("SLO_P95_MS", "fast", "valid integer"),
      ("SERVER_NAMES", "a; evil", "blanks between"), ("APP_MODULE", "app.demo.main", "module:attribute")],
 )  # fmt: skip

@@ -99,6 +99,7 @@ def _nginx(binary: str | None, settings: StackSettings, table: dict[str, str]) -
             "NGINX_ACCESS_LOG": f"{folder}/log",
         }
         values["NGINX_LISTEN"] = f"unix:{folder}/socket"
+        values["NGINX_LISTEN_IPV6"] = f"unix:{folder}/socket-ipv6"
         if binary:
             version = native.nginx_version(binary)
             if left_out := render(values, run, version):

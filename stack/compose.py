@@ -12,7 +12,7 @@ from typing import Any
 
 from stack.alone import alone
 from stack.console import Failure, accepts, app_fault, say
-from stack.settings import ROOT, StackSettings
+from stack.settings import ROOT, StackSettings, project
 
 COMPOSE = ["docker", "compose", "--progress", "quiet", "--project-directory", str(ROOT)]
 
@@ -98,6 +98,11 @@ def _up(settings: StackSettings) -> None:
     up = ["up", "--detach", "--quiet-pull", "--scale", "migrate=0"]
     if run(*up, check=False) or not _all_well(settings.ready_seconds):
         why = ""
+        if settings.ipv6 == "true" and not _has_network("edge"):
+            why = (
+                "the engine made no network with addresses of IPv6, which IPV6=true asks for: engine 27 or newer makes "
+                "one, on a kernel with IPv6; without: make up IPV6=false"
+            )
         for container in containers():
             if _state(container) != "well":
                 say(f"--- {container['Name']}: {container['State']} {container['Health']}, the end of its log:")
@@ -109,6 +114,12 @@ def _up(settings: StackSettings) -> None:
             run("down", "--timeout", "5", check=False)
         left = ", nothing was left running" * fresh
         raise Failure(f"the stack did not come up{f' ({why})' * bool(why)}{left}; the log above says why")
+
+
+def _has_network(name: str) -> bool:
+    mine = [f"label=com.docker.compose.project={project()}", f"label=com.docker.compose.network={name}"]
+    filters = [word for label in mine for word in ("--filter", label)]
+    return bool(subprocess.run(["docker", "network", "ls", "--quiet", *filters], capture_output=True).stdout)
 
 
 def migrate(settings: StackSettings, *options: str) -> None:

@@ -64,6 +64,7 @@ def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str
         "RUN_DIR": str(run),
         "NGINX_RUN": str(run / "nginx"),
         "NGINX_LISTEN": str(settings.http_port),
+        "NGINX_LISTEN_IPV6": f"[::]:{settings.http_port}",
         "NGINX_ACCESS_LOG": str(run / "access.log"),
         "UPSTREAM_HOST": GIVEN["APP_HOST"],
         "TARGET_URL": f"http://127.0.0.1:{settings.http_port}",

@@ -572,6 +572,14 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     *health("locust-worker", "[CMD, python, -m, loadtest.probe]"),
     Setting(
+        named("networks.edge.enable_ipv6", "IPV6"),
+        "A client of IPv6 arrives as itself.",
+        "false: Docker's own proxy takes it over, and all of them have its address",
+        "removed",
+        without("    enable_ipv6: ${IPV6}"),
+        ["proofs/test_ipv6.py::test_a_client_arrives_as_itself[compose-IPv6]"],
+    ),
+    Setting(
         named("networks.edge.driver_opts"),
         "What is published has no way out of its own: the world's answers find no way back.",
         "the host's address is lent to all that leaves",

@@ -74,6 +74,8 @@ def _directives(file: str, path: str, lines: list[dict[str, Any]]) -> Iterator[s
             below = "" if directive == "http" else f"{name} / "
             yield from _directives(file, below, line["block"])
         else:
+            if directive == "listen" and arguments[0].startswith("["):
+                name += " [::]"
             if directive in NAMED:
                 until = -1 if directive == "error_page" else 1
                 first = " ".join(Path(argument).name for argument in arguments[:until])

@@ -10,6 +10,7 @@ CONTAINER = "proofs/test_nginx_container.py"
 SLOW = "proofs/test_slow_clients.py"
 UPSTREAM = "proofs/test_upstream.py"
 SPACE = "proofs/test_space.py"
+IPV6 = "proofs/test_ipv6.py"
 UPLOADS = "proofs/test_limits.py::test_uploads_of_one_address_and_of_all_are_bounded_and_small_bodies_are_not"
 GZIP_TYPES = """    gzip_types application/javascript application/json application/manifest+json
         application/problem+json application/rss+xml application/xml image/svg+xml
@@ -132,6 +133,15 @@ SETTINGS: list[Setting | Unproven] = [
         'default "";\n        websocket upgrade;',
         "default close;\n        websocket upgrade;",
         f"{UPSTREAM}::test_requests_share_connections_to_the_app",
+    ),
+    changed(
+        "map $binary_remote_addr $stack_client",
+        "Addresses of IPv6 that have the first 64 bits in common are one client, for its limits and its worker.",
+        "none",
+        "each address is a client",
+        '        "~(?s)^(?!\\x00{10}\\xff\\xff)(?<stack_network>.{8}).{8}\\z" $stack_network;\n',
+        "",
+        f"{IPV6}::test_a_64_is_one_client_and_its_neighbour_another[Content-Length: 9999-2]",
     ),
     changed(
         "map $http_host $stack_port",
@@ -318,10 +328,10 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     changed(
         "limit_conn_zone",
-        "Requests in flight are counted for each address.",
+        "Requests in flight are counted for each client.",
         "none",
-        "$server_name: all addresses in one",
-        "limit_conn_zone $binary_remote_addr ",
+        "$server_name: all clients in one",
+        "limit_conn_zone $stack_client ",
         "limit_conn_zone $server_name ",
         BODIES,
     ),
