@@ -126,8 +126,8 @@ SYMPTOMS = [
     ),
     Symptom(
         "429",
-        "one client (an address, of IPv6 a /64) has too many requests or uploads in flight; an office, or a proxy in front, "
-        "is one",
+        "one client (an address, of IPv6 a /64) has too many requests or uploads in flight; an office "
+        "or a proxy in front is one",
         ["nginx.conf: limit_conn", ".env: CLIENT_MAX_UPLOADS_IN_FLIGHT"],
         ["proofs/test_limits.py::test_one_address_gets_so_many_requests_in_flight_and_429_for_the_next"],
     ),
