@@ -133,7 +133,7 @@ class Bench:
             self._commands = native.commands(self._settings)
             self.folder = native.folder()
             self.environ = app_variables(table) | native.environment(self._settings, table)
-        self.environ["NGINX_LISTEN"] = f"127.0.0.1:{ports[0]}"
+        self.environ |= {"NGINX_LISTEN": f"127.0.0.1:{ports[0]}", "NGINX_LISTEN_IPV6": f"[::1]:{ports[0]}"}
         self.app_url = f"http://127.0.0.1:{ports[2]}"
         self.url = f"http://127.0.0.1:{ports[0]}"
         self.http_port = ports[0]
@@ -207,7 +207,8 @@ class Bench:
         """
         folder = self.folder / name
         port = free_ports(1)[0]
-        values = self.environ | {"NGINX_RUN": str(folder), "NGINX_LISTEN": f"127.0.0.1:{port}"}
+        listens = {"NGINX_LISTEN": f"127.0.0.1:{port}", "NGINX_LISTEN_IPV6": f"[::1]:{port}"}
+        values = self.environ | listens | {"NGINX_RUN": str(folder)}
         render(values, folder, native.nginx_version(native.nginx()))
         for before, after in changes.items():
             files = [file for file in folder.glob("*.conf") if before in file.read_text()]

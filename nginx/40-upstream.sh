@@ -1,7 +1,7 @@
 #!/bin/sh
-# Writes upstream.conf, where the app listens, and uploads.conf; without HTTPS it empties tls.conf. The entrypoint of the
-# nginx image runs it, and so does the native way. A template cannot say it: how the app is found differs, by Docker's
-# DNS in Compose, on loopback natively; and a number's digits have to be counted.
+# Writes upstream.conf, where the app listens, and uploads.conf; takes HTTPS out without TLS, and IPv6 where the kernel has
+# none. The entrypoint of the nginx image runs it, and so does the native way. A template cannot say it: how the app is
+# found differs, by Docker's DNS in Compose, on loopback natively; and a number's digits have to be counted.
 set -eu
 
 if [ -n "${UPSTREAM_RESOLVER:-}" ]; then
@@ -22,9 +22,9 @@ if [ "${WORKER_LISTENERS}" != shared ]; then
 fi
 case ${STICKY_SESSIONS} in
 address)
-    # The same address gets the same worker. Not `consistent`: that knows a server by its name, and would take turns
+    # The same client gets the same worker. Not `consistent`: that knows a server by its name, and would take turns
     # among the replicas, which share one.
-    balance='hash $binary_remote_addr;'
+    balance='hash $stack_client;'
     ;;
 cookie)
     # The first request has no cookie yet, and goes where the one that it is given leads.
@@ -80,10 +80,17 @@ fi
 
 # A body with fewer digits in its length than CLIENT_BODY_BUFFER_BYTES, a power of ten, fits into the buffer.
 cat >"${NGINX_RUN}/uploads.conf" <<UPLOADS
-# The client's address where the request is an upload: its body goes to a file, or may (chunked, its length unknown).
+# The client where the request is an upload: its body goes to a file, or may (chunked, its length unknown).
 map "\$http_transfer_encoding\$content_length" \$stack_upload {
-    default \$binary_remote_addr;
+    default \$stack_client;
     "" "";
     "~^[0-9]{1,$((${#CLIENT_BODY_BUFFER_BYTES} - 1))}\$" "";
 }
 UPLOADS
+
+# With a kernel that has no IPv6 nginx would not start.
+if [ ! -e /proc/net/if_inet6 ]; then
+    for part in nginx tls-default tls-server; do
+        sed -i '/listen \[::/,/;/d' "${NGINX_RUN}/${part}.conf"
+    done
+fi

@@ -12,8 +12,8 @@ from typing import Any
 
 from stack import certificate
 from stack.alone import alone
-from stack.console import Failure, accepts, say
-from stack.settings import ROOT, StackSettings
+from stack.console import Failure, accepts, app_fault, say
+from stack.settings import ROOT, StackSettings, project
 
 COMPOSE = ["docker", "compose", "--progress", "quiet", "--project-directory", str(ROOT)]
 
@@ -102,14 +102,30 @@ def _up(settings: StackSettings) -> None:
     # Without a second migration.
     up = ["up", "--detach", "--quiet-pull", "--scale", "migrate=0"]
     if run(*up, check=False) or not _all_well(settings.ready_seconds):
+        why = ""
+        if settings.ipv6 == "true" and not _has_network("edge"):
+            why = (
+                "the engine made no network with addresses of IPv6, which IPV6=true asks for: engine 27 or newer makes "
+                "one, on a kernel with IPv6; without: make up IPV6=false"
+            )
         for container in containers():
             if _state(container) != "well":
                 say(f"--- {container['Name']}: {container['State']} {container['Health']}, the end of its log:")
-                subprocess.run(["docker", "logs", "--tail", "15", container["Name"]], stderr=subprocess.STDOUT)
+                log = ["docker", "logs", "--tail", "15", container["Name"]]
+                said = subprocess.run(log, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+                say(said.rstrip())
+                why = why or app_fault(said) or ""
         if fresh:
             run("down", "--timeout", "5", check=False)
-        raise Failure("the stack did not come up; the log above says why" + (", nothing was left running" * fresh))
+        left = ", nothing was left running" * fresh
+        raise Failure(f"the stack did not come up{f' ({why})' * bool(why)}{left}; the log above says why")
     certificate.hold_to_served(settings)
+
+
+def _has_network(name: str) -> bool:
+    mine = [f"label=com.docker.compose.project={project()}", f"label=com.docker.compose.network={name}"]
+    filters = [word for label in mine for word in ("--filter", label)]
+    return bool(subprocess.run(["docker", "network", "ls", "--quiet", *filters], capture_output=True).stdout)
 
 
 def migrate(settings: StackSettings, *options: str) -> None:

@@ -28,6 +28,7 @@ class StackSettings(MigrationSettings, Settings):
     sticky_sessions: Literal["none", "address", "cookie"]
 
     http_port: Port
+    ipv6: Literal["true", "false"]
     locust_ui_port: Port
     locust_master_port: Port
     https_port: Port

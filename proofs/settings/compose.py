@@ -215,7 +215,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         named("x-health.timeout"),
-        "A health check that has no answer after so long has failed.",
+        "A health check without an answer after this time has failed.",
         "30 s",
         "removed",
         without("  timeout: 3s"),
@@ -571,6 +571,14 @@ SETTINGS: list[Setting | Unproven] = [
         [f"{IN_TURN}[locust-locust-worker]"],
     ),
     *health("locust-worker", "[CMD, python, -m, loadtest.probe]"),
+    Setting(
+        named("networks.edge.enable_ipv6", "IPV6"),
+        "A client of IPv6 arrives as itself.",
+        "false: Docker's own proxy takes it over, and all of them have its address",
+        "removed",
+        without("    enable_ipv6: ${IPV6}"),
+        ["proofs/test_ipv6.py::test_a_client_arrives_as_itself[compose-IPv6]"],
+    ),
     Setting(
         named("networks.edge.driver_opts"),
         "What is published has no way out of its own: the world's answers find no way back.",

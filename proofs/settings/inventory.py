@@ -75,6 +75,8 @@ def _directives(file: str, path: str, lines: list[dict[str, Any]]) -> Iterator[s
             below = "" if directive == "http" else f"{name} / "
             yield from _directives(file, below, line["block"])
         else:
+            if directive == "listen" and arguments[0].startswith("["):
+                name += " [::]"
             if directive in NAMED:
                 until = -1 if directive == "error_page" else 1
                 first = " ".join(Path(argument).name for argument in arguments[:until])
@@ -117,7 +119,7 @@ def _uvicorn() -> Iterator[str]:
 
 
 def _numbers() -> Iterator[str]:
-    """What the worker does so often or for so long: the constants of its modules."""
+    """How often and how long the worker does what it does: the constants of its modules."""
     for path in ("accept.py", "drain.py", "server.py", "turns.py"):
         for node in ast.parse((ROOT / "app/server" / path).read_text()).body:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):

@@ -9,6 +9,7 @@ ANSWERS = "nginx/templates/answers.conf.template"
 ERRORS = "nginx/templates/errors.conf.template"
 BUFFERS = "\n            sndbuf=${CLIENT_SOCKET_BUFFER_BYTES} rcvbuf=${CLIENT_SOCKET_BUFFER_BYTES};"
 DEFAULT_LISTEN = f"listen ${{NGINX_LISTEN}} default_server backlog=${{LISTEN_BACKLOG}}{BUFFERS}"
+ITSELF = "proofs/test_ipv6.py::test_a_client_arrives_as_itself"
 LISTEN = "        listen ${NGINX_LISTEN};\n"
 ANSWERS_INCLUDED = "        include ${NGINX_RUN}/answers.conf;\n"
 HEALTH = "        location = /nginx-health {\n            return 200;\n        }\n"
@@ -42,6 +43,24 @@ SETTINGS: list[Setting | Unproven] = [
             (CONF, LISTEN, LISTEN.replace(";", " default_server;")),
         ],
         [UNKNOWN],
+    ),
+    Setting(
+        [
+            "nginx.conf: default server / listen [::]",
+            "nginx.conf: default server / listen [::] default_server",
+            "nginx.conf: default server / listen [::] backlog",
+            "nginx.conf: default server / listen [::] sndbuf",
+            "nginx.conf: default server / listen [::] rcvbuf",
+            "nginx.conf: server / listen [::]",
+        ],
+        "The same for clients of IPv6, on a socket of its own.",
+        "none: nginx listens on IPv4 alone",
+        "removed",
+        [
+            (CONF, f"        listen ${{NGINX_LISTEN_IPV6}} default_server backlog=${{LISTEN_BACKLOG}}{BUFFERS}\n", ""),
+            (CONF, "        listen ${NGINX_LISTEN_IPV6};\n", ""),
+        ],
+        [f"{ITSELF}[native-IPv6]"],
     ),
     Setting(
         ["nginx.conf: default server / listen backlog"],
@@ -128,7 +147,13 @@ SETTINGS: list[Setting | Unproven] = [
         "A second chance for a request that has reached no app.",
         "none: 502 at once",
         "removed",
-        [(CONF, "            error_page 502 504 = @again;\n", "")],
+        [
+            (
+                CONF,
+                "            error_page 502 504 = @again;\n        }\n\n        # Over",
+                "        }\n\n        # Over",
+            )
+        ],
         [REFUSED],
     ),
     Setting(

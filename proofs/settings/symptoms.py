@@ -126,7 +126,8 @@ SYMPTOMS = [
     ),
     Symptom(
         "429",
-        "one address has too many requests or uploads in flight; an office or a proxy in front is one address",
+        "one client (an address, of IPv6 a /64) has too many requests or uploads in flight; an office "
+        "or a proxy in front is one",
         ["nginx.conf: limit_conn", ".env: CLIENT_MAX_UPLOADS_IN_FLIGHT"],
         ["proofs/test_limits.py::test_one_address_gets_so_many_requests_in_flight_and_429_for_the_next"],
     ),
@@ -168,6 +169,18 @@ SYMPTOMS = [
         "it was not renamed into the folder that the container was started with",
         ["tls.conf: map all $stack_certificate", "docker-compose.tls.yml: services.nginx-files.volumes"],
         ["proofs/test_tls.py::test_a_new_certificate_is_served_without_a_reload_and_cuts_nobody_off"],
+    ),
+    Symptom(
+        "every client of IPv6 has one address, those of IPv4 have their own",
+        "the published network has no IPv6, so Docker's own proxy takes their connections over",
+        [".env: IPV6"],
+        ["proofs/test_ipv6.py::test_a_client_arrives_as_itself"],
+    ),
+    Symptom(
+        "a start ends with: the engine made no network with addresses of IPv6",
+        "an engine before 27, or a kernel without IPv6",
+        [".env: IPV6"],
+        ["proofs/test_ipv6.py::test_an_engine_that_has_no_addresses_of_ipv6_is_named_with_the_way_out"],
     ),
     Symptom(
         "redirects lose the port",

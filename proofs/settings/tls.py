@@ -218,6 +218,24 @@ SETTINGS: list[Setting | Unproven] = [
         )
     ),
     Setting(
+        [
+            "tls-default.conf: listen [::]",
+            "tls-default.conf: listen [::] default_server",
+            "tls-default.conf: listen [::] backlog",
+            "tls-default.conf: listen [::] sndbuf",
+            "tls-default.conf: listen [::] rcvbuf",
+            "tls-server.conf: listen [::]",
+        ],
+        "The same for clients of IPv6, on a socket of its own.",
+        "none: nginx listens on IPv4 alone",
+        "removed",
+        [
+            (DEFAULT, LISTEN_DEFAULT.replace("_TLS}", "_TLS_IPV6}"), ""),
+            (SERVER, "listen ${NGINX_LISTEN_TLS_IPV6} ssl;\n", ""),
+        ],
+        [f"{PROOFS}test_a_client_of_ipv6_comes_by_https_as_itself[native]"],
+    ),
+    Setting(
         ["tls-server.conf: listen"],
         "Where requests for the app arrive by HTTPS.",
         "*:80, or *:8000 without the rights for it",
