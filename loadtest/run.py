@@ -10,7 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import HTTPRedirectHandler, ProxyHandler, build_opener
 
 import locust
 from locust.env import Environment
@@ -46,10 +46,17 @@ def main(reports: Path) -> int:
     return COULD_NOT_RUN
 
 
+class NoRedirect(HTTPRedirectHandler):
+    """Makes a redirect an HTTPError, as any other status."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
 def check_answers(target: str) -> None:
-    """Raises CouldNotRun unless the target answers with anything but a server error."""
+    """Raises CouldNotRun unless the target answers with anything but a server error; a redirect to HTTPS is one."""
     try:
-        build_opener(ProxyHandler({})).open(f"{target}/", timeout=5).close()
+        build_opener(ProxyHandler({}), NoRedirect).open(f"{target}/", timeout=5).close()
     except HTTPError as error:
         if error.code >= 500:
             raise CouldNotRun(f"{target} answers with status {error.code}: see `make ps` and `make logs`") from None

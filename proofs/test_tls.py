@@ -244,6 +244,19 @@ def test_an_event_arrives_before_the_next_is_sent(secure: Stack, version: str) -
         assert received < next_sent, f"an event came {received - next_sent:.2f} s after the next was sent"
 
 
+def test_a_load_test_is_sent_to_https_and_runs(secure: Stack) -> None:
+    if secure.way == "compose":
+        pytest.skip(
+            "the redirect names the published port, which Locust inside the networks cannot reach (docs/https.md)"
+        )
+    done = secure.make(
+        "loadtest", LOADTEST_SECONDS="2", LOADTEST_USERS="2", LOADTEST_WARMUP_SECONDS="0", LOADTEST_PROCESSES="1",
+        LOADTEST_MODULE="loadtest.demo", LOADTEST_SHAPE="closed", SLO_ERROR_SHARE="0", SLO_MIN_RPS="0.1",
+        SLO_P50_MS="30000", SLO_P95_MS="30000", SLO_P99_MS="30000",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # --- Requests of one connection -----------------------------------------------------------------------------------
 
 
