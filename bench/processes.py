@@ -134,6 +134,7 @@ class Bench:
             self.folder = native.folder()
             self.environ = app_variables(table) | native.environment(self._settings, table)
         self.environ |= {"NGINX_LISTEN": f"127.0.0.1:{ports[0]}", "NGINX_LISTEN_IPV6": f"[::1]:{ports[0]}"}
+        self.environ["PROXY_PROTOCOL_FROM"] = ""  # nobody here sends it
         self.app_url = f"http://127.0.0.1:{ports[2]}"
         self.url = f"http://127.0.0.1:{ports[0]}"
         self.http_port = ports[0]

@@ -100,6 +100,7 @@ def _nginx(binary: str | None, settings: StackSettings, table: dict[str, str]) -
         }
         values["NGINX_LISTEN"] = f"unix:{folder}/socket"
         values["NGINX_LISTEN_IPV6"] = f"unix:{folder}/socket-ipv6"
+        values["NGINX_LISTEN_INSIDE"] = f"unix:{folder}/socket-inside"
         if binary:
             version = native.nginx_version(binary)
             if left_out := render(values, run, version):

@@ -59,12 +59,14 @@ def nginx_version(path: str) -> tuple[int, ...]:
 def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str]:
     """What all processes of the stack get: .env, and what this way of running gives in Compose's stead."""
     run = folder()
+    proxied = " proxy_protocol" if settings.proxy_protocol_from else ""
     return table | GIVEN | {
         "DATA_DIR": str(run / "data"),
         "RUN_DIR": str(run),
         "NGINX_RUN": str(run / "nginx"),
-        "NGINX_LISTEN": str(settings.http_port),
-        "NGINX_LISTEN_IPV6": f"[::]:{settings.http_port}",
+        "NGINX_LISTEN": f"{settings.http_port}{proxied}",
+        "NGINX_LISTEN_IPV6": f"[::]:{settings.http_port}{proxied}",
+        "NGINX_LISTEN_INSIDE": f"127.0.0.1:{settings.http_port} [::1]:{settings.http_port}",
         "NGINX_ACCESS_LOG": str(run / "access.log"),
         "UPSTREAM_HOST": GIVEN["APP_HOST"],
         "TARGET_URL": f"http://127.0.0.1:{settings.http_port}",

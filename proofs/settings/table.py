@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from proofs.settings import Setting, Unproven, admission, app, compose, nginx, rows, servers, upstream
+from proofs.settings import Setting, Unproven, admission, app, balancers, compose, nginx, rows, servers, upstream
 
 TABLE: list[Setting | Unproven] = [
-    setting for part in (nginx, servers, upstream, admission, app, compose, rows) for setting in part.SETTINGS
+    setting
+    for part in (nginx, servers, balancers, upstream, admission, app, compose, rows)
+    for setting in part.SETTINGS
 ]
 
 

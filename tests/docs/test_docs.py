@@ -20,7 +20,7 @@ ALL = [README, *PAGES]
 
 # Names in capitals that are no rows of .env: given by the way of running, by make or by a test, or protocol words.
 GIVEN = {
-    "APP_HOST", "COMPOSE_PROJECT_NAME", "DATA_DIR", "REQUIRE_BROWSER", "REQUIRE_DOCKER", "REQUIRE_POSTGRES",
+    "APP_HOST", "COMPOSE_PROJECT_NAME", "DATA_DIR", "REQUIRE_BROWSER", "REQUIRE_DOCKER", "REQUIRE_HAPROXY", "REQUIRE_POSTGRES",
     "TARGET_URL", "TMPDIR", "TRUSTED_PROXIES", "UPDATE_SCREENSHOT", "WAY",
 }  # fmt: skip
 
