@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.load import Request
 from bench.processes import CannotRun
+from stack.console import app_fault
 from stack.settings import rows
 
 # What a request line takes as it is: no blanks, no control characters, nothing outside ASCII.
@@ -69,14 +70,14 @@ def require_answers(port: int, target: Target) -> None:
 def why_not_loaded(log: Path) -> str | None:
     """The app's own line about an APP_MODULE that cannot be loaded, with what to do; None where it is another fault."""
     try:
-        found = re.search(r"APP_MODULE=(?:[^\"\\]|\\.)*", log.read_text())
+        found = app_fault(log.read_text())
     except OSError:
         return None
     if not found:
         return None
-    if " cannot be loaded: " not in found[0]:
-        return found[0]
+    if " cannot be loaded: " not in found:
+        return found
     return (
-        f"{found[0]}; it must be module:attribute of an ASGI application that .venv/bin/python can import: install it "
+        f"{found}; it must be module:attribute of an ASGI application that .venv/bin/python can import: install it "
         "there, or say where it is with PYTHONPATH=FOLDER"
     )

@@ -16,8 +16,9 @@ from proofs.stack import Stack, until
 RATE = 250  # requests in a second; a fraction of what two cores can do, so that a slow minute is no overload
 
 
-def docker(*arguments: str) -> None:
-    subprocess.run(["docker", *arguments], check=True, capture_output=True)
+def docker(*arguments: str) -> str:
+    """What the command writes to its standard output."""
+    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def reload(stack: Stack, load: OpenLoop, times: int = 10) -> None:
@@ -99,6 +100,44 @@ def scale(stack: Stack, load: OpenLoop) -> None:
 def stop_a_replica(stack: Stack, load: OpenLoop) -> None:
     docker("stop", stack.containers("app")[-1])
     load.run_for(2)
+
+
+# Its queue is full, so that packets which ask to connect are dropped, as by a machine that has just gone.
+MUTE = """
+import socket, time
+held = []
+for port in range(8000, 8000 + WORKERS):
+    listener = socket.socket()
+    listener.bind(("0.0.0.0", port))
+    listener.listen(0)
+    held += [listener, *(socket.socket() for _ in range(4))]
+    for waiting in held[-4:]:
+        waiting.setblocking(False)
+        waiting.connect_ex(("127.0.0.1", port))
+print("ready", flush=True)
+time.sleep(3600)
+"""
+
+
+def mute_replicas_leave(stack: Stack, load: OpenLoop, count: int = 4) -> None:
+    """Beside the app there are replicas that accept nothing, and the list of replicas loses one after the other."""
+    image, network = stack.inspect(stack.containers("app")[0])["Config"]["Image"], f"{stack.project}_app"
+    program = MUTE.replace("WORKERS", stack.rows["WORKERS"])
+    mute: list[str] = []
+    try:
+        for _ in range(count):
+            mute.append(docker("run", "--detach", "--network", network, image, "python", "-c", program))
+            until("a full queue", lambda: docker("logs", mute[-1]) == "ready")
+        for container in mute:
+            docker("network", "disconnect", network, container)
+            docker("network", "connect", "--alias", "app", network, container)
+        load.run_for(3)
+        for container in mute:
+            docker("network", "disconnect", network, container)
+            load.run_for(0.5)
+        load.run_for(3)
+    finally:
+        docker("rm", "--force", *mute)
 
 
 def kill_a_replica(stack: Stack, load: OpenLoop) -> float:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proofs.conftest import require_engine, started
-from proofs.stack import ROOT, Stack
+from proofs.stack import ROOT, Stack, patched_copy, until
 
 # In nobody's style, and a type checker would not have it.
 APP = """
@@ -150,18 +154,68 @@ def test_a_deploy_takes_them_too(compose: Stack) -> None:
     assert seen(compose) == SEEN | {"password": "s3cret"}
 
 
+# One app of each framework, below /shop as docs/your-app.md says it.
+BELOW = {
+    "FastAPI": """
+from fastapi import FastAPI
+app = FastAPI(root_path="/shop")
+app.get("/")(lambda: "the shop")
+app.get("/items/{number}")(lambda number: f"item {number}")
+""",
+    "Starlette": """
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+pages = [
+    Route("/", lambda request: PlainTextResponse("the shop")),
+    Route("/items/{number}", lambda request: PlainTextResponse(f"item {request.path_params['number']}")),
+]
+app = Starlette(routes=[Mount("/shop", routes=pages)])
+""",
+    "Django": """
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.http import HttpResponse
+from django.urls import path
+common = ["django.middleware.common.CommonMiddleware"]  # as startproject has it: it adds the slash
+settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], FORCE_SCRIPT_NAME="/shop", MIDDLEWARE=common)
+urlpatterns = [
+    path("", lambda request: HttpResponse("the shop")),
+    path("items/<int:number>", lambda request, number: HttpResponse(f"item {number}")),
+]
+app = get_asgi_application()
+""",
+}
+
+
+@contextmanager
+def below_a_path(framework: str) -> Iterator[Stack]:
+    stack = Stack("native", "own-below", files={"app/main.py": BELOW[framework]}, APP_MODULE="app.main:app")
+    with contextmanager(started)(stack):
+        yield stack
+
+
 @pytest.mark.xdist_group("native")
-def test_an_app_below_a_path_has_its_docs_there_and_its_health_where_the_stack_asks() -> None:
-    """root_path of FastAPI and Starlette: nginx passes the path on as it is."""
-    text = "from fastapi import FastAPI\n\napp = FastAPI(root_path='/shop')\napp.get('/')(lambda: 'the shop')\n"
-    stack = Stack("native", "own-below", files={"app/main.py": text}, APP_MODULE="app.main:app")
-    with contextmanager(started)(stack), stack.client() as client:
-        assert client.get("/shop/").json() == "the shop"
+@pytest.mark.parametrize("framework", BELOW)
+def test_an_app_below_a_path_answers_there_and_health_is_where_the_stack_asks(framework: str) -> None:
+    """nginx passes the path on as it is."""
+    with below_a_path(framework) as stack, stack.client() as client:
+        for path, said in {"/shop/": "the shop", "/shop": "the shop", "/shop/items/7": "item 7"}.items():
+            answer = client.get(path, follow_redirects=True)
+            assert (answer.status_code, answer.text.strip('"')) == (200, said), path
+            assert str(answer.url).startswith(f"{stack.url}/shop"), "a redirect led out of the path"
+        assert client.get("/readyz").status_code == 404
+        assert client.get("/shopping").status_code == 404
+
+
+@pytest.mark.xdist_group("native")
+def test_an_app_below_a_path_has_its_docs_there() -> None:
+    with below_a_path("FastAPI") as stack, stack.client() as client:
         without_slash = client.get("/shop")
         assert (without_slash.status_code, without_slash.headers["location"]) == (307, f"{stack.url}/shop/")
-        assert "'/shop/openapi.json'" in client.get("/shop/docs").text
+        for path in ("/shop/docs", "/shop/docs/"):
+            assert "'/shop/openapi.json'" in client.get(path, follow_redirects=True).text, path
         assert client.get("/shop/openapi.json").json()["servers"] == [{"url": "/shop"}]
-        assert client.get("/readyz").status_code == 404
 
 
 @pytest.mark.xdist_group("native")
@@ -240,10 +294,9 @@ def test_the_stacks_checks_and_tests_judge_the_stack_alone() -> None:
     environ = {name: value for name, value in stack.environ.items() if name not in stack.rows} | {"TOKEN": "t0ken"}
     del environ["COMPOSE_FILE"]
     try:
-        for command in (
-            ["stack", "check"],
-            ["pytest", "-q", "tests/app", "tests/settings", "tests/bench/test_capacity.py"],
-        ):
+        # test_mutate.py makes copies of the tree, as this test does.
+        tests = ["tests/app", "tests/settings", "tests/bench/test_capacity.py"]
+        for command in (["stack", "check"], ["pytest", "-q", *tests, "--ignore=tests/settings/test_mutate.py"]):
             done = subprocess.run(
                 [sys.executable, "-m", *command],
                 cwd=stack.root,
@@ -253,5 +306,93 @@ def test_the_stacks_checks_and_tests_judge_the_stack_alone() -> None:
                 timeout=600,
             )
             assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        stack.down()
+
+
+PAGE = (ROOT / "docs/your-app.md").read_text()
+# The blocks of docs/your-app.md, each a docker-compose.override.yml for one thing; together they are one stack.
+BLOCKS = {
+    f"block-{number}.yml": text for number, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S))
+}
+REACHES = """
+import socket, sys
+socket.create_connection(("database", 5432), timeout=3)
+print("the database is there", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Stack]:
+    require_engine()
+    files = BLOCKS | {
+        "secrets/password": "s3cret",
+        "app/mine.py": APP,
+        "app/reaches.py": REACHES,
+        "app/jobs.py": f"{REACHES}import time\ntime.sleep(1e9)\n",
+        ".env.app": "GREETING=good morning\n",
+    }
+    stack = Stack("compose", "page", files=files, **ROWS, APP_MIGRATE="python -m app.reaches")
+    stack.environ["COMPOSE_FILE"] = ":".join(["docker-compose.yml", *BLOCKS])
+    yield from started(stack)
+
+
+def of_the_page(beginning: str) -> str:
+    """The command in docs/your-app.md that begins so."""
+    (command,) = set(re.findall(f"`({re.escape(beginning)}[^`]*)`", PAGE))
+    return command
+
+
+@pytest.mark.xdist_group("compose")
+def test_the_pages_blocks_are_one_stack(page: Stack) -> None:
+    """A secret, a database and the world outside, a migration that waits for the database, and a service for jobs."""
+    assert len(BLOCKS) == 4, "a block that no test runs"
+    assert seen(page) == {"GREETING": "good morning", "TOKEN": None, "FALLBACK": None, "password": "s3cret"}
+    assert reaches_the_world_outside(page)
+    until("the job", lambda: "the database is there" in page.compose("logs", "jobs"))
+    broken = page.make("deploy", APP_MIGRATE="python -m app.nowhere")
+    assert "the database was not migrated" in broken.stderr, broken
+    done = page.make("deploy")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.xdist_group("compose")
+def test_a_file_is_copied_into_the_volume_by_the_pages_command(page: Stack) -> None:
+    (page.root / "orders.db").write_text("a table")
+    subprocess.run(shlex.split(of_the_page("docker compose cp")), cwd=page.root, env=page.environ, check=True)
+    assert page.compose("exec", "-T", "app", "cat", "/data/orders.db") == "a table"
+
+
+@pytest.mark.xdist_group("native")
+def test_where_uv_is_not_installed_the_pages_commands_bring_it_and_add_a_package() -> None:
+    tree = patched_copy([])
+    try:
+        for command in (of_the_page("make .uv"), of_the_page(".uv/bin/uv add")):
+            done = subprocess.run(
+                shlex.split(command), cwd=tree, env=os.environ | {"UV_NO_SYNC": "1"}, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        group = tomllib.loads((tree / "pyproject.toml").read_text())["dependency-groups"]["app"]
+        assert group[0].startswith("sqlalchemy>="), group
+    finally:
+        shutil.rmtree(tree)
+
+
+@pytest.mark.xdist_group("compose")
+def test_the_readmes_five_commands_bring_a_starlette_app_from_a_fresh_clone_to_an_answer() -> None:
+    require_engine()
+    (block,) = re.findall(r"^```sh\n(cp .*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert len(block.splitlines()) == 5
+    stack = Stack("compose", "readme")
+    stack.root = patched_copy([])
+    del stack.environ["COMPOSE_FILE"], stack.environ["APP_MODULE"]
+    path = f"{ROOT}/.uv/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environ = stack.environ | {"PATH": path, "UV_NO_SYNC": "1"}
+    try:
+        # The port is the test's own; HTTP_PORT is 80 where nobody changes it.
+        commands = block.replace("localhost", f"localhost:{stack.http_port}")
+        done = subprocess.run(["bash", "-euc", commands], cwd=stack.root, env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == '{"number":7}', done.stdout
     finally:
         stack.down()

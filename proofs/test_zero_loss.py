@@ -134,6 +134,13 @@ def test_nothing_is_lost_when_replicas_come_and_go(compose_events: Stack) -> Non
     load.outcome.assert_nothing_lost_or_doubled()
 
 
+def test_nothing_is_lost_when_the_list_of_replicas_changes_more_than_once_under_a_request(two: Stack) -> None:
+    """nginx gives up what it is just trying whenever the list changes, and that once for each worker's address."""
+    with OpenLoop(two, RATE) as load:
+        events.mute_replicas_leave(two, load)
+    load.outcome.assert_nothing_lost_or_doubled()
+
+
 def test_nothing_is_lost_when_a_replica_is_stopped(two: Stack) -> None:
     with OpenLoop(two, RATE) as load:
         events.stop_a_replica(two, load)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stack.alone import alone
-from stack.console import Failure, accepts, say
+from stack.console import Failure, accepts, app_fault, say
 from stack.settings import ROOT, StackSettings, project
 
 COMPOSE = ["docker", "compose", "--progress", "quiet", "--project-directory", str(ROOT)]
@@ -97,20 +97,23 @@ def _up(settings: StackSettings) -> None:
     # Without a second migration.
     up = ["up", "--detach", "--quiet-pull", "--scale", "migrate=0"]
     if run(*up, check=False) or not _all_well(settings.ready_seconds):
-        without_network = settings.ipv6 == "true" and not _has_network("edge")
+        why = ""
+        if settings.ipv6 == "true" and not _has_network("edge"):
+            why = (
+                "the engine made no network with addresses of IPv6, which IPV6=true asks for: engine 27 or newer makes "
+                "one, on a kernel with IPv6; without: make up IPV6=false"
+            )
         for container in containers():
             if _state(container) != "well":
                 say(f"--- {container['Name']}: {container['State']} {container['Health']}, the end of its log:")
-                subprocess.run(["docker", "logs", "--tail", "15", container["Name"]], stderr=subprocess.STDOUT)
+                log = ["docker", "logs", "--tail", "15", container["Name"]]
+                said = subprocess.run(log, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+                say(said.rstrip())
+                why = why or app_fault(said) or ""
         if fresh:
             run("down", "--timeout", "5", check=False)
-        why = "the log above says why"
-        if without_network:
-            why = (
-                "the engine made no network with addresses of IPv6, which IPV6=true asks for; its words are above. "
-                "Engine 27 or newer makes one, on a kernel with IPv6. Without: make up IPV6=false"
-            )
-        raise Failure(f"the stack did not come up; {why}" + (", nothing was left running" * fresh))
+        left = ", nothing was left running" * fresh
+        raise Failure(f"the stack did not come up{f' ({why})' * bool(why)}{left}; the log above says why")
 
 
 def _has_network(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 import time
@@ -31,6 +32,12 @@ def wait_for(what: str, happened: Callable[[], bool], seconds: float) -> None:
         if time.monotonic() > deadline:
             raise Failure(f"{what} did not happen within {seconds:g} s")
         time.sleep(0.05)
+
+
+def app_fault(log: str) -> str | None:
+    """The app's own line about an APP_MODULE that cannot be loaded or is no application; None where it is well."""
+    found = re.search(r"APP_MODULE=(?:[^\"\\]|\\.)*", log)
+    return found[0] if found else None
 
 
 def answers(url: str, seconds: float = 2) -> bool:

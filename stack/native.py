@@ -18,7 +18,7 @@ from typing import IO
 from app.server.settings import Settings as AppSettings
 from stack import debian
 from stack.alone import alone
-from stack.console import Failure, accepts, answers, say, wait_for
+from stack.console import Failure, accepts, answers, app_fault, say, wait_for
 from stack.render import render
 from stack.settings import GIVEN, ROOT, StackSettings, app_variables, project
 
@@ -192,9 +192,8 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
         supervisor.terminate()
         wait_for("its end", lambda: supervisor.poll() is not None, seconds=settings.stop_grace_seconds + 10)
         say("".join(f"    {line}\n" for line in _last_words(run / "stack.log")).rstrip())
-        raise Failure(
-            f"the stack did not come up ({failure}), nothing was left running; its log above says why"
-        ) from None
+        why = app_fault((run / "stack.log").read_text()) or failure
+        raise Failure(f"the stack did not come up ({why}), nothing was left running; its log above says why") from None
 
 
 def _last_words(log: Path) -> list[str]:

@@ -31,7 +31,7 @@ class RequestMiddleware:
     ) -> None:
         self.app = app
         self.metrics = metrics
-        self.deadline_seconds = deadline_seconds
+        self.deadlines = Deadlines(deadline_seconds)
         self.stall_seconds = stall_seconds
         self.slow_seconds = slow_seconds
         self.internal = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics}
@@ -70,6 +70,35 @@ class RequestMiddleware:
 
     def _metrics(self) -> tuple[int, bytes, bytes]:
         return 200, CONTENT_TYPE, self.metrics.exposition()
+
+
+class Deadlines:
+    """Calls `on_deadline` of each request that is not done `seconds` after it began.
+
+    All have the same time, so the first that began is the first that is due, and one timer is enough: to set and cancel
+    one for each request costs CPU.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.begun: dict[RequestResponse, float] = {}  # when (perf_counter), in that order
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, request: RequestResponse, now: float) -> None:
+        self.begun[request] = now
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        while self.begun:
+            request, begun = next(iter(self.begun.items()))
+            left = begun + self.seconds - perf_counter()
+            if left > 0:
+                self._timer = asyncio.get_running_loop().call_later(left, self._look)
+                return
+            del self.begun[request]
+            request.on_deadline()
 
 
 class RequestResponse:
@@ -112,16 +141,16 @@ class RequestResponse:
         self._cut = ""  # why it was not the application that ended it: "deadline", "stall", "no answer", "drain"
         self._cancelled = False  # from here
         self._ended = False  # the application's call
+        self._timer: asyncio.TimerHandle | None = None  # for an answer that stands still
         self._own_answer: asyncio.Task[None] | None = None
         self._streams_events = False
         self._sending = 0  # parts of a stream that the client has not taken yet
 
     async def run(self) -> None:
         middleware = self._middleware
-        loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task(loop)
-        self._timer = loop.call_later(middleware.deadline_seconds, self._on_deadline)
+        self._task = asyncio.current_task()
         self._start = perf_counter()
+        middleware.deadlines.add(self, self._start)
         middleware.metrics.begin()
         failure: BaseException | None = None
         try:
@@ -136,7 +165,7 @@ class RequestResponse:
             failure = error  # also SystemExit: sys.exit() in a handler must not take the counters along
         finally:
             self._ended = True
-            self._timer.cancel()
+            self._stop_timing()
             if self._streams_events:
                 worker_state.end_event_stream.discard(self._end_event_stream)
         if self._answered and failure is None and self._status < 500:
@@ -174,7 +203,7 @@ class RequestResponse:
             if message.get("more_body", False):
                 return self._send_part(message)
             self._answered = True
-            self._timer.cancel()
+            self._stop_timing()
             self._record()
         return self._send(message)
 
@@ -196,7 +225,12 @@ class RequestResponse:
             self._sending -= 1
             self._last_sent = perf_counter()
 
-    def _on_deadline(self) -> None:
+    def _stop_timing(self) -> None:
+        self._middleware.deadlines.begun.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def on_deadline(self) -> None:
         if self._status:
             self._on_stall()
             return

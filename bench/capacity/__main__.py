@@ -27,7 +27,7 @@ from bench import report, target
 from bench.capacity import curve, recommend, search
 from bench.capacity.knee import NoneHolds, TooNoisy, Trials, find, find_roughly, measured
 from bench.capacity.probe import Objectives, Probe
-from bench.capacity.recommend import USUAL, Measured
+from bench.capacity.recommend import AS_GOOD, USUAL, Measured, Pool
 from bench.harness import Progress
 from bench.processes import Bench, CannotRun
 from bench.target import Target
@@ -45,6 +45,8 @@ MUCH = 0.05  # of the CPUs, for work that is none of this
 TIMES = (1, 2, 4, 8)
 # All of it, and what of it finding the rate may take.
 MOST_SECONDS, SEARCH_SECONDS = 300.0, 190.0
+# In addition, for an app with a database: to compare sizes of its pool.
+POOL_SECONDS = 120.0
 
 
 def rows_of(path: Path) -> dict[str, str]:
@@ -92,6 +94,7 @@ class Found:
     rate: float | None = None
     searches: list[float] = field(default_factory=list)
     by_workers: list[Measured] = field(default_factory=list)
+    pools: list[Pool] = field(default_factory=list)
     recommendations: list[recommend.Recommendation] = field(default_factory=list)
     noise: str = ""
     none_holds: str = ""
@@ -109,6 +112,8 @@ def run(seconds: float) -> Found:
     begun = time.monotonic()
     # Estimated for a search in which one probe in two is repeated.
     progress = Progress(12 + 26 * (seconds + 0.4) + (len(counts(settings)) - 1) * (8 + 5 * seconds))
+    database = settings.database_pool_size > 0
+    end = begun + MOST_SECONDS + (POOL_SECONDS if database else 0)
     first, *others = counts(settings)
     progress.step(f"starting {found.target} with {first} workers")
     with started("capacity", found.target, rows_of_a_probe(settings, table, first)) as port:
@@ -120,7 +125,7 @@ def run(seconds: float) -> Found:
             found.noise = str(noise)
         except NoneHolds as missed:
             found.none_holds = str(missed)
-    _judge(found)
+    _judge(found, database=database)
     if found.rate is None:
         progress.clear()
         return found
@@ -132,10 +137,12 @@ def run(seconds: float) -> Found:
                 found.by_workers.append(find_roughly(trials, workers, found.rate))
             except (TooNoisy, NoneHolds) as why:
                 found.notes.append(f"{workers} workers could not be measured: {why}")
+    if database:
+        _compare_pools(found, settings, table, seconds, progress)
     limit = recommend.descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     for times in TIMES:
-        found.recommendations = recommend.recommend(settings, rows_of(ENV), found.by_workers, limit, times)
-        if time.monotonic() > begun + MOST_SECONDS - 15:
+        found.recommendations = recommend.recommend(settings, rows_of(ENV), found.by_workers, limit, times, found.pools)
+        if time.monotonic() > end - 15:
             found.notes.append("there was no time to try the recommended rows")
             break
         failed = _tried(found, seconds, progress)
@@ -145,6 +152,33 @@ def run(seconds: float) -> Found:
         found.notes.append("with the recommended rows some requests are refused: raise APP_MAX_REQUESTS_IN_FLIGHT")
     progress.clear()
     return found
+
+
+def _compare_pools(
+    found: Found, settings: StackSettings, table: Mapping[str, str], seconds: float, progress: Progress
+) -> None:
+    """Look for the smallest of 1, 2, 4 … connections in each worker that bears about as much; and whether more than
+    .env has would bear more.
+    """
+    chosen = recommend.best(found.by_workers)
+
+    def held(size: int, rate: float) -> Pool:
+        progress.step(f"starting it with {size} connections to the database in each worker")
+        rows = rows_of_a_probe(settings, table, chosen.workers) | {"DATABASE_POOL_SIZE": str(size)}
+        with started(f"capacity-pool-{size}", found.target, rows) as port:
+            trials = Trials(port, found.target, found.objectives, progress, seconds, float("inf"))
+            holds = search.by_majority(trials.holds)(rate)
+        return Pool(size, trials.taken[-1].p99_ms, holds)
+
+    size, until = 1, time.monotonic() + POOL_SECONDS
+    while size < settings.database_pool_size and time.monotonic() < until:
+        found.pools.append(held(size, AS_GOOD * chosen.rate))
+        if found.pools[-1].held:
+            return
+        size *= 2
+    double = 2 * settings.database_pool_size
+    if double <= recommend.largest_pool(settings, chosen.workers) and held(double, chosen.rate / AS_GOOD).held:
+        found.notes.append(f"with DATABASE_POOL_SIZE={double} it bears more: measure again with it")
 
 
 def _tried(found: Found, seconds: float, progress: Progress) -> list[Probe]:
@@ -163,15 +197,19 @@ def _tried(found: Found, seconds: float, progress: Progress) -> list[Probe]:
     return failed
 
 
-def _judge(found: Found) -> None:
-    """What the probes near the edge say of the generator and of the machine."""
+def _judge(found: Found, *, database: bool) -> None:
+    """What the probes near the edge say of the generator and of the machine.
+
+    A database on this machine is other work as well: it cannot be told from a disturbance.
+    """
     around = found.rate or median_low(each.rate for each in found.probes)
     near = [each for each in found.probes if around / 1.4 < each.rate < around * 1.4]
     others = median(each.others for each in near)
-    if found.rate is not None and sum(each.disturbed for each in near) > len(near) / 2:
+    if found.rate is not None and not database and sum(each.disturbed for each in near) > len(near) / 2:
         found.noise = f"other work took {others:.0%} of its CPUs, none was left over, and the stack had use for more"
     elif others > MUCH:
-        found.notes.append(f"meanwhile other work took {others:.0%} of this machine's CPUs")
+        whose = "other work and the database" if database else "other work"
+        found.notes.append(f"meanwhile {whose} took {others:.0%} of this machine's CPUs")
     failed = [each for each in near if not each.held]
     if failed and sum(each.by_the_generator for each in failed) > len(failed) / 2:
         busy, late = median(each.busy for each in failed), median(each.late_ms for each in failed)
@@ -214,6 +252,7 @@ def _as_json(found: Found) -> dict[str, Any]:
         "searches": found.searches,
         "noise": found.noise or None,
         "by_workers": [asdict(each) for each in found.by_workers],
+        "pools": [asdict(each) for each in found.pools],
         "recommendations": [asdict(each) for each in found.recommendations],
         "notes": found.notes,
         "probes": curve.as_json(found.probes),

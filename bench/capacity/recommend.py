@@ -31,6 +31,17 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """A size of each worker's pool of database connections: the p99 with it at AS_GOOD of the rate, and whether the
+    objectives held there.
+    """
+
+    size: int
+    p99_ms: float
+    held: bool
+
+
+@dataclass(frozen=True)
 class Recommendation:
     row: str
     now: str
@@ -46,6 +57,15 @@ def best(found: Sequence[Measured]) -> Measured:
     """The fewest workers that bear about as much as the best: each further one costs memory and takes turns."""
     most = max(each.rate for each in found)
     return min((each for each in found if each.rate >= AS_GOOD * most), key=lambda each: each.workers)
+
+
+def largest_pool(settings: StackSettings, workers: int) -> int:
+    """The largest DATABASE_POOL_SIZE that fits into DATABASE_MAX_CONNECTIONS with this many workers; at least 1."""
+    (rule,) = (rule for rule in space.RULES if rule.limit == "database_max_connections")
+    size = 1
+    while not rule.broken_by(settings.model_copy(update={"workers": workers, "database_pool_size": size + 1})):
+        size += 1
+    return size
 
 
 def fitting(settings: StackSettings, workers: int) -> dict[str, str]:
@@ -71,11 +91,17 @@ def descriptors(limit: int) -> int:
 
 
 def recommend(
-    settings: StackSettings, table: Mapping[str, str], found: Sequence[Measured], descriptors: int, times: int = 1
+    settings: StackSettings,
+    table: Mapping[str, str],
+    found: Sequence[Measured],
+    descriptors: int,
+    times: int = 1,
+    pools: Sequence[Pool] = (),
 ) -> list[Recommendation]:
     """All rows that follow from what was measured, those that are right already among them.
 
-    `times` the requests in flight that follow, where those have turned out to be too few.
+    `times` the requests in flight that follow, where those have turned out to be too few. `pools` are smaller than the
+    one of the settings.
     """
     chosen = best(found)
     rates = ", ".join(f"{each.workers}: {each.rate:.0f}/s" for each in sorted(found, key=lambda each: each.workers))
@@ -84,6 +110,11 @@ def recommend(
     rows += [(row, value, f"the timeout budget, for {chosen.workers} workers") for row, value in tied.items()]
     if settings.app_cpus < chosen.workers:
         rows.append(("APP_CPUS", f"{chosen.workers:.1f}", "a CPU for each worker"))
+    if settings.database_pool_size:
+        size = min((pool.size for pool in pools if pool.held), default=settings.database_pool_size)
+        tried = "".join(f"; {pool.size}: p99 {pool.p99_ms:.0f} ms" for pool in pools)
+        why = f"the smallest that was tried and bears {AS_GOOD:.0%} of the rate{tried}"
+        rows.append(("DATABASE_POOL_SIZE", str(size), why))
     each = times * places(chosen)
     rows.append(
         (

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-from bench import processes
+from bench import processes, target
 from bench.harness import Comparison, Progress, Result
 from bench.processes import CannotRun, free_ports
 from bench.ratios import Figures, Goal
@@ -83,7 +83,7 @@ def _own_stack(way: str) -> Iterator[dict[str, str]]:
 
 def _start(environ: dict[str, str]) -> float:
     """Seconds from the command to the first 200. Raises CannotRun when it fails."""
-    url = f"http://127.0.0.1:{environ['HTTP_PORT']}/"
+    url = f"http://127.0.0.1:{environ['HTTP_PORT']}{target.given().paths[0]}"
     start = time.monotonic()
     command = subprocess.Popen(
         _stack("up"), cwd=ROOT, env=environ, text=True, stdin=subprocess.DEVNULL,

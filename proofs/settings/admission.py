@@ -8,6 +8,7 @@ CONF = "nginx/templates/nginx.conf.template"
 PROOFS = "proofs/test_overload.py::"
 REFUSED = f"{PROOFS}test_as_many_requests_as_there_are_places_are_served_and_the_others_get_503_at_once"
 NOBODY_ASKED = f"{PROOFS}test_nobody_is_asked_for_a_request_that_is_refused"
+AGAIN = "            error_page 502 504 = @again;\n        }\n\n        # 503 when"
 ASKED = "            if ($stack_all_asked) {\n                return 503;\n            }\n"
 ALL_FULL = "proofs/test_limits.py::test_requests_of_all_addresses_together_are_bounded"
 APPS_OWN = f"{PROOFS}test_a_503_of_the_apps_own_goes_through_as_it_is"
@@ -27,24 +28,35 @@ SETTINGS: list[Setting | Unproven] = [
         "A request for which there was no place is refused at once, and not offered to all once more.",
         "none",
         "without the line for it",
-        [(CONF, '        "~^app;" 503;\n', "")],
+        [(CONF, '        "~(^| : )app;" 503;\n', "")],
         [NOBODY_ASKED],
     ),
     Setting(
         ["nginx.conf: server / location @again / if $stack_final"],
-        "No second chance for a request that was sent: the app may have done it.",
+        "No other chance for a request that was sent: the app may have done it.",
         "every request would be sent again",
         "removed",
-        [(CONF, "            if ($stack_final) {\n                return 502;  # to @failed\n            }\n", "")],
+        [(CONF, "            if ($stack_final) {\n                return 598;\n            }\n", "")],
         [POST_502],
     ),
     Setting(
-        ["nginx.conf: server / location @again / error_page 502 504 ="],
+        ["nginx.conf: server / location @again / error_page 598 ="],
         "Whether a failed request may have been done is looked at before it is answered.",
         "the server's error_page",
         "removed",
-        [(CONF, "            error_page 502 504 = @failed;\n", "")],
+        [(CONF, "            error_page 598 = @failed;\n", "")],
         [REFUSED],
+    ),
+    Setting(
+        ["nginx.conf: server / location @again / error_page 502 504 ="],
+        "Another chance for a request under which the list of replicas changes twice: once for each worker's address.",
+        "none after the second",
+        "@failed",
+        [(CONF, AGAIN, AGAIN.replace("@again", "@failed"))],
+        [
+            "proofs/test_zero_loss.py::"
+            "test_nothing_is_lost_when_the_list_of_replicas_changes_more_than_once_under_a_request"
+        ],
     ),
     Setting(
         ["nginx.conf: server / location @failed / return"],

@@ -119,7 +119,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         ["gunicorn.conf.py: graceful_timeout", ".env: GUNICORN_GRACEFUL_SECONDS"],
-        "A worker that cannot stop is killed after so long, before the engine kills the whole container.",
+        "A worker that cannot stop is killed after this many seconds, before the engine kills the whole container.",
         "30 s",
         "removed",
         [(CONF, "graceful_timeout = settings.gunicorn_graceful_seconds\n", "")],
@@ -127,7 +127,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         [".env: UVICORN_GRACEFUL_SECONDS"],
-        "What is in flight has so long at a stop; then it is cancelled, so that the application's lifespan can end.",
+        "At a stop what is in flight has this many seconds; then it is cancelled: the lifespan must end as well.",
         "none: Uvicorn waits for ever",
         "an hour",
         [(DRAIN, "server.stop_begun >= settings.uvicorn_graceful_seconds", "server.stop_begun >= 3600")],
@@ -157,7 +157,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         ["gunicorn.conf.py: max_requests", ".env: MAX_REQUESTS"],
-        "A worker is replaced after so many requests, and what it leaked is given back.",
+        "A worker is replaced after N requests, and what it leaked is given back.",
         "0, never",
         "removed",
         [(CONF, "max_requests = settings.max_requests\n", "")],
@@ -181,7 +181,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         [".env: DATABASE_POOL_SIZE"],
-        "A worker has at most so many connections to the database: examples/shop takes its pool's size from here.",
+        "A worker has at most N connections to the database: examples/shop takes its pool's size from here.",
         "5, and 10 more at a peak, as in SQLAlchemy",
         "5, and 10 more at a peak",
         [("examples/shop/database.py", "    max_overflow=0,\n", "")],
@@ -285,7 +285,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         ["drain.py: CANCEL_GRACE_SECONDS"],
-        "What is cancelled at a stop has so long to end; then its connection is closed.",
+        "What is cancelled at a stop has this many seconds to end; then its connection is closed.",
         "none: Gunicorn kills the worker, and its lifespan does not end",
         "an hour",
         [(DRAIN, "CANCEL_GRACE_SECONDS = 1.0", "CANCEL_GRACE_SECONDS = 3600.0")],
@@ -309,7 +309,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Unproven(
         ["accept.py: HANDSHAKE_SECONDS"],
-        "At a stop, the handshakes that had begun when new ones were shut out have so long to end, and are taken.",
+        "At a stop, the handshakes that began before new ones were shut out have this many seconds to end.",
         "none: they are reset",
         "A handshake takes microseconds on one machine, and what cannot be held up there cannot be met at will.",
     ),

@@ -215,7 +215,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         named("x-health.timeout"),
-        "A health check that has no answer after so long has failed.",
+        "A health check without an answer after this time has failed.",
         "30 s",
         "removed",
         without("  timeout: 3s"),

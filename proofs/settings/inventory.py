@@ -120,7 +120,7 @@ def _uvicorn() -> Iterator[str]:
 
 
 def _numbers() -> Iterator[str]:
-    """What the worker does so often or for so long: the constants of its modules."""
+    """How often and how long the worker does what it does: the constants of its modules."""
     for path in ("accept.py", "drain.py", "server.py", "turns.py"):
         for node in ast.parse((ROOT / "app/server" / path).read_text()).body:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):

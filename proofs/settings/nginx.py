@@ -66,7 +66,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "worker_shutdown_timeout",
-        "After a reload or on a stop, what stays open is closed after so long.",
+        "After a reload or on a stop, what stays open is closed after this many seconds.",
         "never",
         "worker_shutdown_timeout ${NGINX_SHUTDOWN_SECONDS}s;\n",
         f"{PROOFS}::test_a_websocket_ends_some_seconds_after_a_reload",
@@ -231,7 +231,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "client_header_timeout",
-        "A client has so long for its request's header as a whole.",
+        "A client has this many seconds for its request's header as a whole.",
         "60s",
         "    client_header_timeout ${CLIENT_HEADER_TIMEOUT_SECONDS}s;\n",
         HEADERS,
@@ -239,7 +239,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "client_body_timeout",
-        "A client has so long between two pieces of its body.",
+        "A client has this many seconds between two pieces of its body.",
         "60s",
         "    client_body_timeout ${CLIENT_BODY_TIMEOUT_SECONDS}s;\n",
         f"{SLOW}::test_2000_half_sent_bodies_keep_nobody_out_and_are_cut_off",
@@ -247,7 +247,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "send_timeout",
-        "A client that reads nothing of its answer is cut off after so long.",
+        "A client that reads nothing of its answer is cut off after this many seconds.",
         "60s",
         "    send_timeout ${CLIENT_SEND_TIMEOUT_SECONDS}s;\n",
         READERS,
@@ -262,7 +262,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "keepalive_timeout",
-        "An idle client connection is closed after so long.",
+        "An idle client connection is closed after this many seconds.",
         "75s",
         "    keepalive_timeout ${CLIENT_KEEPALIVE_SECONDS}s;\n",
         f"{PROOFS}::test_an_idle_client_connection_is_closed_after_its_time",
@@ -270,7 +270,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "keepalive_min_timeout",
-        "A reload leaves idle client connections open so long, for requests that are on their way.",
+        "A reload leaves idle client connections open for this many seconds: a request may be on its way.",
         "0: closed at once",
         "    keepalive_min_timeout ${CLIENT_KEEPALIVE_MIN_SECONDS}s;\n",
         f"{CONTAINER}::test_a_reload_leaves_idle_client_connections_open_for_what_is_on_its_way",
@@ -353,7 +353,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "limit_conn",
-        "One address has at most so many requests in flight.",
+        "One address has at most N requests in flight.",
         "no limit",
         "    limit_conn requests_of_client ${CLIENT_MAX_REQUESTS_IN_FLIGHT};\n",
         BODIES,
@@ -361,7 +361,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         [".env: CLIENT_MAX_UPLOADS_IN_FLIGHT"],
-        "One address has at most so many uploads in flight: it cannot take all the space for them.",
+        "One address has at most N uploads in flight: it cannot take all the space for them.",
         "no limit",
         "removed",
         [(CONF, "    limit_conn uploads_of_client ${CLIENT_MAX_UPLOADS_IN_FLIGHT};\n", "")],
@@ -369,7 +369,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         [".env: NGINX_MAX_REQUESTS_IN_FLIGHT"],
-        "All clients together have so many requests in flight, for which there is memory.",
+        "All clients together have at most N requests in flight, for which there is memory.",
         "no limit: the kernel kills nginx when its memory is full",
         "removed",
         [(CONF, "    limit_conn requests ${NGINX_MAX_REQUESTS_IN_FLIGHT};\n", "")],
@@ -377,7 +377,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         [".env: NGINX_MAX_UPLOADS_IN_FLIGHT"],
-        "All clients together have so many uploads in flight, for which there is space.",
+        "All clients together have at most N uploads in flight, for which there is space.",
         "no limit: uploads fill the space, and then fail in their middle",
         "removed",
         [(CONF, "    limit_conn uploads ${NGINX_MAX_UPLOADS_IN_FLIGHT};\n", "")],

@@ -56,7 +56,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     load(
         "LOADTEST_USERS",
-        "The users of a closed loop: so many requests are in flight at most.",
+        "The users of a closed loop: at most N requests are in flight.",
         'users=whole("LOADTEST_USERS", 1)',
         "users=50",
         "50, whatever the row says",

@@ -148,7 +148,13 @@ SETTINGS: list[Setting | Unproven] = [
         "A second chance for a request that has reached no app.",
         "none: 502 at once",
         "removed",
-        [(CONF, "            error_page 502 504 = @again;\n", "")],
+        [
+            (
+                CONF,
+                "            error_page 502 504 = @again;\n        }\n\n        # Over",
+                "        }\n\n        # Over",
+            )
+        ],
         [REFUSED],
     ),
     Setting(

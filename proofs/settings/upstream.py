@@ -162,7 +162,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "proxy_next_upstream_tries",
-        "A request is tried on so many addresses.",
+        "A request is tried on at most N addresses.",
         "no limit",
         "proxy_next_upstream_tries ${PROXY_NEXT_UPSTREAM_TRIES};\n",
         f"{PROOFS}::test_a_refused_connection_is_tried_elsewhere_so_many_times[GET]",
@@ -170,7 +170,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "proxy_next_upstream_timeout",
-        "After so long no further address is tried.",
+        "After this many milliseconds no further address is tried.",
         "no limit",
         "proxy_next_upstream_timeout ${PROXY_NEXT_UPSTREAM_TIMEOUT_MS}ms;\n",
         f"{PROOFS}::test_tries_of_frozen_replicas_end_with_their_time",
@@ -195,7 +195,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         ["upstream.conf: upstream app / resolver valid"],
-        "It is asked again so often, whatever its answer says.",
+        "It is asked again after this time, whatever its answer says.",
         "as long as the answer says: 600 s with Docker's",
         "removed",
         [(UPSTREAM, " valid=1s", "")],

@@ -79,6 +79,37 @@ def test_a_handler_past_the_deadline_is_cancelled_and_504_is_sent(metrics: Metri
     assert json.loads(sent[1]["body"]) == {"status": 504, "error": "Gateway Timeout", "request_id": "abc"}
 
 
+def test_each_request_has_its_whole_time_beside_others_and_after_a_pause(metrics: Metrics) -> None:
+    seconds: dict[str, float] = {}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/quick":
+            return await ok(scope, receive, send)
+        begun = time.perf_counter()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            seconds[scope["path"]] = time.perf_counter() - begun
+        return None
+
+    middleware = RequestMiddleware(app, metrics, 0.3, 30, 30)
+
+    async def nothing(*_: object) -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def ask(path: str, after: float) -> None:
+        await asyncio.sleep(after)
+        await middleware(scope(path), nothing, nothing)
+
+    async def run() -> None:
+        await asyncio.gather(ask("/quick", 0), ask("/first", 0.05), ask("/second", 0.2), ask("/after a pause", 1))
+
+    asyncio.run(run())
+    assert list(seconds) == ["/first", "/second", "/after a pause"]
+    assert min(seconds.values()) > 0.29
+    assert not middleware.deadlines.begun, "what is done is still held"
+
+
 @pytest.mark.parametrize("media_type", [b"text/event-stream", b"application/x-ndjson", b"text/csv", b"text/plain"])
 def test_an_answer_that_has_begun_may_last_as_long_as_it_moves(metrics: Metrics, media_type: bytes) -> None:
     async def stream(scope: Scope, receive: Receive, send: Send) -> None:

@@ -382,7 +382,7 @@ def test_the_report_has_each_probe_and_the_knee(tmp_path: Path) -> None:
 def test_a_load_of_which_the_generator_missed_the_beat_is_said() -> None:
     found = Found(Target("x:y", ("/",)), OBJECTIVES, rate=100.0)
     found.probes = [probed(100), probed(105, ("p99 2000 ms",), busy=0.95), probed(110, ("p50 200 ms",), late_ms=40.0)]
-    capacity._judge(found)
+    capacity._judge(found, database=False)
     assert ["generator did not keep up" in note for note in found.notes] == [True]
     assert not found.noise
 
@@ -390,8 +390,16 @@ def test_a_load_of_which_the_generator_missed_the_beat_is_said() -> None:
 def test_a_finding_while_other_work_took_the_cpus_is_noise() -> None:
     found = Found(Target("x:y", ("/",)), OBJECTIVES, rate=100.0)
     found.probes = [probed(rate, others=0.5, idle=0.02) for rate in (95, 100, 105)] + [probed(16)]
-    capacity._judge(found)
+    capacity._judge(found, database=False)
     assert "other work took 50% of its CPUs" in found.noise
+
+
+def test_a_database_of_the_apps_is_not_taken_for_a_disturbance() -> None:
+    found = Found(Target("x:y", ("/",)), OBJECTIVES, rate=100.0)
+    found.probes = [probed(rate, others=0.5, idle=0.02) for rate in (95, 100, 105)]
+    capacity._judge(found, database=True)
+    assert not found.noise
+    assert found.notes == ["meanwhile other work and the database took 50% of this machine's CPUs"]
 
 
 def test_the_status_says_what_was_found() -> None:
@@ -401,3 +409,24 @@ def test_the_status_says_what_was_found() -> None:
     assert found.status == 3
     found.none_holds = "p99"
     assert found.status == 1
+
+
+@pytest.mark.parametrize(
+    ("pools", "size"), [([], 5), ([(1, True)], 1), ([(1, False), (2, True)], 2), ([(1, False), (4, False)], 5)]
+)
+def test_the_smallest_pool_that_bears_about_as_much_is_recommended(pools: list[tuple[int, bool]], size: int) -> None:
+    stack, table = settings(DATABASE_POOL_SIZE="5", DATABASE_MAX_CONNECTIONS="35")
+    tried = [recommend.Pool(number, 300.0, held) for number, held in pools]
+    rows = recommended(stack, table, [of(2, 1000)], 16384, pools=tried)
+    assert values(rows)["DATABASE_POOL_SIZE"] == str(size)
+    assert all(f"{number}: p99 300 ms" in rows[1].why for number, _ in pools)
+
+
+def test_without_a_database_no_pool_is_recommended() -> None:
+    assert "DATABASE_POOL_SIZE" not in values(recommended(*settings(DATABASE_POOL_SIZE="0"), [of(2, 1000)], 16384))
+
+
+def test_the_largest_pool_is_that_which_the_database_has_connections_for() -> None:
+    """35, less 5 for others, for 2 workers and a replacement, in a replica and a deploy's."""
+    stack, _ = settings(DATABASE_POOL_SIZE="1", DATABASE_MAX_CONNECTIONS="35", APP_REPLICAS="1")
+    assert recommend.largest_pool(stack, 2) == 5

@@ -77,7 +77,7 @@ def test_the_deadline_layer_ends_a_handler(apps: ModuleType) -> None:
     async def for_ever(*_: object) -> None:
         await asyncio.sleep(3600)
 
-    app.middleware.app, app.middleware.deadline_seconds = for_ever, 0.01
+    app.middleware.app, app.middleware.deadlines.seconds = for_ever, 0.01
     assert ask(app)[0] == 504
 
 

@@ -16,12 +16,12 @@ from app.server.budget import RULES, Rule
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-ALL = [README, *PAGES]
+ALL = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *PAGES]
 
 # Names in capitals that are no rows of .env: given by the way of running, by make or by a test, or protocol words.
 GIVEN = {
-    "APP_HOST", "COMPOSE_PROJECT_NAME", "DATA_DIR", "REQUIRE_BROWSER", "REQUIRE_DOCKER", "REQUIRE_HAPROXY", "REQUIRE_POSTGRES",
-    "TARGET_URL", "TMPDIR", "TRUSTED_PROXIES", "UPDATE_SCREENSHOT", "WAY",
+    "APP_HOST", "COMPOSE_PROJECT_NAME", "DATA_DIR", "POSTGRES_PASSWORD_FILE", "REQUIRE_BROWSER", "REQUIRE_DOCKER",
+    "REQUIRE_HAPROXY", "REQUIRE_POSTGRES", "TARGET_URL", "TMPDIR", "TRUSTED_PROXIES", "UPDATE_SCREENSHOT", "WAY",
 }  # fmt: skip
 
 
