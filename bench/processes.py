@@ -116,6 +116,11 @@ def _stop(child: subprocess.Popen[bytes], seconds: float) -> None:
     child.wait()
 
 
+def _listens(port: int) -> dict[str, str]:
+    """nginx on loopback alone."""
+    return {"NGINX_LISTEN": f"127.0.0.1:{port}", "NGINX_LISTEN_IPV6": f"[::1]:{port}"}
+
+
 class Bench:
     """The stack's app and nginx as `make up` runs them natively, under a name, with ports and a folder of their own.
 
@@ -133,7 +138,7 @@ class Bench:
             self._commands = native.commands(self._settings)
             self.folder = native.folder()
             self.environ = app_variables(table) | native.environment(self._settings, table)
-        self.environ |= {"NGINX_LISTEN": f"127.0.0.1:{ports[0]}", "NGINX_LISTEN_IPV6": f"[::1]:{ports[0]}"}
+        self.environ |= _listens(ports[0])
         self.environ["PROXY_PROTOCOL_FROM"] = ""  # nobody here sends it
         self.app_url = f"http://127.0.0.1:{ports[2]}"
         self.url = f"http://127.0.0.1:{ports[0]}"
@@ -208,8 +213,7 @@ class Bench:
         """
         folder = self.folder / name
         port = free_ports(1)[0]
-        listens = {"NGINX_LISTEN": f"127.0.0.1:{port}", "NGINX_LISTEN_IPV6": f"[::1]:{port}"}
-        values = self.environ | listens | {"NGINX_RUN": str(folder)}
+        values = self.environ | _listens(port) | {"NGINX_RUN": str(folder)}
         render(values, folder, native.nginx_version(native.nginx()))
         for before, after in changes.items():
             files = [file for file in folder.glob("*.conf") if before in file.read_text()]

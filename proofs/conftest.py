@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -19,11 +20,17 @@ def engine_answers() -> bool:
         return False
 
 
+def lacks(reason: str, variable: str) -> NoReturn:
+    """Skips the test, with the reason; fails it when `variable` is 1, as REQUIRE_DOCKER=1."""
+    if os.environ.get(variable) == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 def require_engine() -> None:
-    """Skips the test where no Docker engine answers, with the reason; fails it when REQUIRE_DOCKER=1."""
+    """Skips the test where no Docker engine answers; fails it when REQUIRE_DOCKER=1."""
     if not engine_answers():
-        reason = "no Docker engine answers (docker version)"
-        pytest.fail(reason) if os.environ.get("REQUIRE_DOCKER") == "1" else pytest.skip(reason)
+        lacks("no Docker engine answers (docker version)", "REQUIRE_DOCKER")
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +39,7 @@ def chromium() -> str:
     names = ("chromium", "chromium-browser", "google-chrome")
     if found := next(filter(None, map(shutil.which, names)), None):
         return found
-    reason = f"no browser is installed (looked for {', '.join(names)})"
-    if os.environ.get("REQUIRE_BROWSER") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    lacks(f"no browser is installed (looked for {', '.join(names)})", "REQUIRE_BROWSER")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,10 +7,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
+from proofs.conftest import lacks
 from proofs.stack import free_ports, until
 
 INSTALLED = Path("/usr/lib/postgresql")
@@ -21,12 +22,20 @@ USER = "postgres" if os.getuid() == 0 else None
 def programs() -> Path:
     """The folder of PostgreSQL's programs. Skips where there is none; fails when REQUIRE_POSTGRES=1."""
     found = sorted(INSTALLED.glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
-    if found:
-        return found[-1].parent
-    reason = "no PostgreSQL is installed (apt-get install postgresql)"
-    if os.environ.get("REQUIRE_POSTGRES") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    if not found:
+        lacks("no PostgreSQL is installed (apt-get install postgresql)", "REQUIRE_POSTGRES")
+    return found[-1].parent
+
+
+@contextmanager
+def running(max_connections: int = 35) -> Iterator[Database]:
+    """A server that answers; it is removed after the block."""
+    database = Database(max_connections)
+    try:
+        database.start()
+        yield database
+    finally:
+        database.remove()
 
 
 class Database:

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from proofs.conftest import lacks
 from proofs.stack import DEADLINE
 
 CLONE_NEWNET = 0x40000000
@@ -81,8 +80,7 @@ def answer(connection: socket.socket, path: str = "/", headers: Mapping[str, str
 def outside() -> Iterator[Outside]:
     """Skips where this user may not make one, which takes root; fails there when REQUIRE_DOCKER=1."""
     if os.getuid() != 0:
-        reason = "only root may make a network namespace"
-        pytest.fail(reason) if os.environ.get("REQUIRE_DOCKER") == "1" else pytest.skip(reason)
+        lacks("only root may make a network namespace", "REQUIRE_DOCKER")
     machine = Outside(random.randrange(1, 255))
     inner, outer = f"in-{machine.number}", f"out-{machine.number}"
     _ip("netns", "add", machine.name)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from proofs.database import Database
 from proofs.open_loop import OpenLoop, Outcome
-from proofs.stack import PATIENT_BUDGET, ROOT, Stack, patched_copy
+from proofs.stack import PATIENT_BUDGET, ROOT, Stack
 
 SHOP = Path("examples/shop")
 ORDER = {"sku": "tea", "quantity": 2}
@@ -52,11 +49,7 @@ def native(name: str, database: Database, more: Mapping[str, str] | None = None,
 def compose(name: str, **rows: str) -> Stack:
     """The shop in containers, after the README's commands in a copy of the tree."""
     stack = Stack("compose", name, **PATIENT_BUDGET | WAITING | ROWS | rows)
-    stack.root = patched_copy([])
-    del stack.environ["COMPOSE_FILE"]
-    path = f"{ROOT}/.uv/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environ = stack.environ | {"PATH": path, "UV_NO_SYNC": "1"}
-    done = subprocess.run(["bash", "-euc", COMMANDS], cwd=stack.root, env=environ, capture_output=True, text=True)
+    done = stack.run_in_a_copy(COMMANDS)
     if done.returncode:
         shutil.rmtree(stack.root)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ import pytest
 from dotenv import dotenv_values
 
 from proofs.apps import known, waiting
-from proofs.database import Database
+from proofs.database import Database, running
 from proofs.stack import patched_copy
 
 pytestmark = pytest.mark.xdist_group("load")
@@ -80,13 +80,20 @@ def capacity(tree: Path, **rows: str) -> Run:
     return Run(done.returncode, done.stdout + done.stderr, left)
 
 
-def test_the_rate_of_an_app_whose_capacity_is_known_is_found_and_its_rows_are_written(tree: Path) -> None:
+def found(tree: Path, **rows: str) -> Run:
+    """The same, of an app for which there is something to find; on a noisy machine at the second time."""
     before = (tree / ".env").read_text()
-    run = capacity(tree, APP_MODULE="proofs.apps.known:app", PROBE="1", WRITE="1")
+    run = capacity(tree, **rows)
     if run.status == TOO_NOISY:  # a finding too, but not this one
         assert (tree / ".env").read_text() == before, "written although it is not known"
-        run = capacity(tree, APP_MODULE="proofs.apps.known:app", PROBE="1", WRITE="1")
+        run = capacity(tree, **rows)
     assert run.status == FOUND, run.output
+    return run
+
+
+def test_the_rate_of_an_app_whose_capacity_is_known_is_found_and_its_rows_are_written(tree: Path) -> None:
+    before = (tree / ".env").read_text()
+    run = found(tree, APP_MODULE="proofs.apps.known:app", PROBE="1", WRITE="1")
     most = 1 / known.SECONDS
     rate = run.left["rate"]
     assert 0.6 * most < rate < 1.2 * most, (
@@ -162,12 +169,8 @@ def test_make_lab_measures_an_app_of_your_own(tree: Path) -> None:
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[Database]:
-    database = Database(max_connections=120)
-    try:
-        database.start()
+    with running(max_connections=120) as database:
         yield database
-    finally:
-        database.remove()
 
 
 @pytest.mark.parametrize(
@@ -179,10 +182,7 @@ def test_the_pool_that_an_app_needs_is_found(
     """Of an app that does one request at a time in the database, and of one whose requests each wait there alone."""
     rows = {"APP_MODULE": "proofs.apps.waiting:app", "PATHS": path, "DATABASE_URL": database.url, "PROBE": "0.5",
             "DATABASE_POOL_SIZE": str(size), "DATABASE_MAX_CONNECTIONS": "120"}  # fmt: skip
-    run = capacity(tree, **rows)
-    if run.status == TOO_NOISY:
-        run = capacity(tree, **rows)
-    assert run.status == FOUND, run.output
+    run = found(tree, **rows)
     (row,) = (each for each in run.left["recommendations"] if each["row"] == "DATABASE_POOL_SIZE")
     assert int(row["value"]) in recommended, run.output
     assert f"DATABASE_POOL_SIZE={row['value']}" in run.output

@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -188,11 +187,9 @@ app = get_asgi_application()
 }
 
 
-@contextmanager
-def below_a_path(framework: str) -> Iterator[Stack]:
-    stack = Stack("native", "own-below", files={"app/main.py": BELOW[framework]}, APP_MODULE="app.main:app")
-    with contextmanager(started)(stack):
-        yield stack
+def below_a_path(framework: str) -> AbstractContextManager[Stack]:
+    files = {"app/main.py": BELOW[framework]}
+    return contextmanager(started)(Stack("native", "own-below", files=files, APP_MODULE="app.main:app"))
 
 
 @pytest.mark.xdist_group("native")
@@ -384,14 +381,10 @@ def test_the_readmes_five_commands_bring_a_starlette_app_from_a_fresh_clone_to_a
     (block,) = re.findall(r"^```sh\n(cp .*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     assert len(block.splitlines()) == 5
     stack = Stack("compose", "readme")
-    stack.root = patched_copy([])
-    del stack.environ["COMPOSE_FILE"], stack.environ["APP_MODULE"]
-    path = f"{ROOT}/.uv/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environ = stack.environ | {"PATH": path, "UV_NO_SYNC": "1"}
+    del stack.environ["APP_MODULE"]
     try:
         # The port is the test's own; HTTP_PORT is 80 where nobody changes it.
-        commands = block.replace("localhost", f"localhost:{stack.http_port}")
-        done = subprocess.run(["bash", "-euc", commands], cwd=stack.root, env=environ, capture_output=True, text=True)
+        done = stack.run_in_a_copy(block.replace("localhost", f"localhost:{stack.http_port}"))
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == '{"number":7}', done.stdout
     finally:

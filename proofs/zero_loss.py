@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from proofs import events
 from proofs.open_loop import GET_PATHS, OpenLoop, Outcome, volleys
+from proofs.settings.admission import AGAIN
 from proofs.stack import PATIENT_BUDGET, ROOT, Patch, Stack
 
 PAGE = ROOT / "docs/zero-loss.md"
@@ -42,7 +43,6 @@ NO_RULES = [
 ]
 NGINX = "nginx/templates/nginx.conf.template"
 SECOND_CHANCE = "            error_page 502 504 = @again;\n"
-FURTHER_CHANCE = SECOND_CHANCE + "        }\n\n        # 503 when"
 KEEPALIVE_MIN = "    keepalive_min_timeout ${CLIENT_KEEPALIVE_MIN_SECONDS}s;\n"
 
 
@@ -90,7 +90,7 @@ CASES = [
     Case("three deploys", "the second chance (`@again`) -> none", events.deploy,
          [(NGINX, SECOND_CHANCE, "            error_page 502 504 /stack-error;\n")], rate=BUSY, get_paths=SLOW),
     Case("four replicas that accept nothing leave", "the further chances (`@again`) -> none after the second",
-         events.mute_replicas_leave, [(NGINX, FURTHER_CHANCE, FURTHER_CHANCE.replace("@again", "@failed"))], rows=TWO),
+         events.mute_replicas_leave, [(NGINX, AGAIN, AGAIN.replace("@again", "@failed"))], rows=TWO),
     Case("twenty reloads of nginx", "`keepalive_min_timeout` -> its default, 0",
          lambda s, o: events.nginx_reload(s, o, 20), [(NGINX, KEEPALIVE_MIN, "")], rate=BUSY),
     Case("four GETs slower than the read timeout, two replicas of two workers", "`max_fails=0` -> its default, 1",

@@ -165,7 +165,8 @@ class RequestResponse:
             failure = error  # also SystemExit: sys.exit() in a handler must not take the counters along
         finally:
             self._ended = True
-            self._stop_timing()
+            if not self._answered:
+                self._stop_timing()
             if self._streams_events:
                 worker_state.end_event_stream.discard(self._end_event_stream)
         if self._answered and failure is None and self._status < 500:

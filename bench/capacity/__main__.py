@@ -177,7 +177,7 @@ def _compare_pools(
             return
         size *= 2
     double = 2 * settings.database_pool_size
-    if double <= recommend.largest_pool(settings, chosen.workers) and held(double, chosen.rate / AS_GOOD).held:
+    if recommend.pool_fits(settings, chosen.workers, double) and held(double, chosen.rate / AS_GOOD).held:
         found.notes.append(f"with DATABASE_POOL_SIZE={double} it bears more: measure again with it")
 
 

@@ -59,13 +59,10 @@ def best(found: Sequence[Measured]) -> Measured:
     return min((each for each in found if each.rate >= AS_GOOD * most), key=lambda each: each.workers)
 
 
-def largest_pool(settings: StackSettings, workers: int) -> int:
-    """The largest DATABASE_POOL_SIZE that fits into DATABASE_MAX_CONNECTIONS with this many workers; at least 1."""
+def pool_fits(settings: StackSettings, workers: int, size: int) -> bool:
+    """Whether this DATABASE_POOL_SIZE fits into DATABASE_MAX_CONNECTIONS with this many workers."""
     (rule,) = (rule for rule in space.RULES if rule.limit == "database_max_connections")
-    size = 1
-    while not rule.broken_by(settings.model_copy(update={"workers": workers, "database_pool_size": size + 1})):
-        size += 1
-    return size
+    return not rule.broken_by(settings.model_copy(update={"workers": workers, "database_pool_size": size}))
 
 
 def fitting(settings: StackSettings, workers: int) -> dict[str, str]:

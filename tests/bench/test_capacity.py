@@ -429,4 +429,4 @@ def test_without_a_database_no_pool_is_recommended() -> None:
 def test_the_largest_pool_is_that_which_the_database_has_connections_for() -> None:
     """35, less 5 for others, for 2 workers and a replacement, in a replica and a deploy's."""
     stack, _ = settings(DATABASE_POOL_SIZE="1", DATABASE_MAX_CONNECTIONS="35", APP_REPLICAS="1")
-    assert recommend.largest_pool(stack, 2) == 5
+    assert [size for size in range(1, 50) if recommend.pool_fits(stack, 2, size)] == [1, 2, 3, 4, 5]

@@ -101,14 +101,14 @@ def test_a_server_that_is_not_installed_is_named_with_the_reason() -> None:
 
 def test_several_processes_share_a_socket_and_end_together() -> None:
     answer = (
-        "import os, socket; listener = socket.socket(fileno={fd}); listener.setblocking(True); "
-        "listener.accept()[0].send(b'%d' % os.getpid())"
+        "import os, signal, socket; listener = socket.socket(fileno={fd}); listener.setblocking(True); "
+        "listener.accept()[0].send(b'%d' % os.getpid()); signal.pause()"
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     several = subprocess.Popen([sys.executable, "-m", "bench.several", "2", str(port), sys.executable, "-c", answer])
     try:
-        pids = {_ask(port), _ask(port)}  # each answers once
+        pids = {_ask(port), _ask(port)}  # each answers once, and stays
         assert pids <= set(workers_of(several.pid))
         assert len(pids) == 2
     finally:
