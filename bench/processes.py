@@ -139,6 +139,7 @@ class Bench:
             self.folder = native.folder()
             self.environ = app_variables(table) | native.environment(self._settings, table)
         self.environ |= _listens(ports[0])
+        self.environ |= {"TLS": "off", "PROXY_PROTOCOL_FROM": ""}  # the load is plain HTTP, without a header before it
         self.app_url = f"http://127.0.0.1:{ports[2]}"
         self.url = f"http://127.0.0.1:{ports[0]}"
         self.http_port = ports[0]

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Writes upstream.conf, where the app listens, and uploads.conf; takes HTTPS out without TLS, and IPv6 where the kernel has
-# none. The entrypoint of the nginx image runs it, and so does the native way. A template cannot say it: how the app is
-# found differs, by Docker's DNS in Compose, on loopback natively; and a number's digits have to be counted.
+# Writes what no template can say: upstream.conf, where the app listens (by Docker's DNS in Compose, on loopback natively),
+# uploads.conf, which counts a number's digits, and what a load balancer in front asks for (balancers.conf, inside.conf).
+# Takes HTTPS out without TLS, and IPv6 where the kernel has none. The entrypoint of the nginx image runs it, and so does
+# the native way.
 set -eu
 
 if [ -n "${UPSTREAM_RESOLVER:-}" ]; then
@@ -88,9 +89,58 @@ map "\$http_transfer_encoding\$content_length" \$stack_upload {
 }
 UPLOADS
 
+# A load balancer in front is believed what it says of its client: the address becomes $remote_addr, for limits, log and
+# app, the scheme $stack_scheme. Nobody else is. Without one, the scheme is that of the connection.
+balancers=${FORWARDED_HEADERS_FROM}${PROXY_PROTOCOL_FROM}
+both=${FORWARDED_HEADERS_FROM:+${PROXY_PROTOCOL_FROM}}
+case "${both:+both}${balancers}" in
+both* | *[!0-9A-Fa-f.:/\ ]*)
+    echo "FORWARDED_HEADERS_FROM=${FORWARDED_HEADERS_FROM} PROXY_PROTOCOL_FROM=${PROXY_PROTOCOL_FROM}: must be" \
+        "addresses and networks, blanks between, in one of the two; mend the row in .env" >&2
+    exit 1
+    ;;
+esac
+: >"${NGINX_RUN}/inside.conf"
+: >"${NGINX_RUN}/inside-tls.conf"
+if [ -z "${balancers}" ]; then
+    echo 'map "" $stack_scheme { default $scheme; }' >"${NGINX_RUN}/balancers.conf"
+else
+    header=X-Forwarded-For
+    said='$http_x_forwarded_proto'
+    schemes='"1 http" http;
+    "1 https" https;'
+    if [ -n "${PROXY_PROTOCOL_FROM}" ]; then
+        header=proxy_protocol
+        # Not its X-Forwarded-Proto, which may be the client's. The header has no scheme, but the port that was asked.
+        said='$proxy_protocol_server_port'
+        schemes='"1 443" https;'
+        # Where nobody sends the header: the health check, Locust.
+        for address in ${NGINX_LISTEN_INSIDE}; do
+            echo "listen ${address};" >>"${NGINX_RUN}/inside.conf"
+        done
+        for address in ${NGINX_LISTEN_TLS_INSIDE}; do
+            echo "listen ${address} ssl;" >>"${NGINX_RUN}/inside-tls.conf"
+        done
+    fi
+    cat >"${NGINX_RUN}/balancers.conf" <<BALANCERS
+real_ip_header ${header};
+# The last address in the list that is not a balancer's: what stands before it the client may have written.
+real_ip_recursive on;
+$(printf 'set_real_ip_from %s;\n' ${balancers})
+geo \$realip_remote_addr \$stack_balancer {
+    default 0;
+$(printf '    %s 1;\n' ${balancers})
+}
+map "\$stack_balancer ${said}" \$stack_scheme {
+    default \$scheme;
+    ${schemes}
+}
+BALANCERS
+fi
+
 # With a kernel that has no IPv6 nginx would not start.
 if [ ! -e /proc/net/if_inet6 ]; then
-    for part in nginx tls-default tls-server; do
+    for part in nginx tls-default tls-server inside inside-tls; do
         sed -i '/listen \[::/,/;/d' "${NGINX_RUN}/${part}.conf"
     done
 fi

@@ -81,9 +81,13 @@ def outside() -> Iterator[Outside]:
     """Skips where this user may not make one, which takes root; fails there when REQUIRE_DOCKER=1."""
     if os.getuid() != 0:
         lacks("only root may make a network namespace", "REQUIRE_DOCKER")
-    machine = Outside(random.randrange(1, 255))
+    # Another run may have one of them: who can add the name has it.
+    machine = next(
+        machine
+        for machine in map(Outside, random.sample(range(1, 255), 254))
+        if subprocess.run(["ip", "netns", "add", machine.name], capture_output=True).returncode == 0
+    )
     inner, outer = f"in-{machine.number}", f"out-{machine.number}"
-    _ip("netns", "add", machine.name)
     try:
         _ip("link", "add", outer, "type", "veth", "peer", "name", inner, "netns", machine.name)
         _ip("link", "set", outer, "up")

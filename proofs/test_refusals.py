@@ -109,6 +109,9 @@ def test_make_up_names_pools_that_the_database_has_no_connections_for(native: St
     ("row", "value", "must_be"),
     [("WORKERS", "0", "greater than or equal to 1"), ("WORKERS", "two", "valid integer"),
      ("HTTP_PORT", "70000", "65535"), ("IPV6", "maybe", "'true' or 'false'"),
+     ("FORWARDED_HEADERS_FROM", "balancer.test", "2001:db8::/32"), ("PROXY_PROTOCOL_FROM", "192.0.2.0/33", "192.0.2.7"),
+     ("FORWARDED_HEADERS_FROM", "0.0.0.0/0", "not everybody's"),
+     ("PROXY_PROTOCOL_FROM", "192.0.2.1,192.0.2.2", "a blank between"),
      ("APP_MEMORY", "lots", "512m"), ("LOG_LEVEL", "loud", "'debug'"), ("SLO_P95_MS", "fast", "valid integer"),
      ("SERVER_NAMES", "a; evil", "blanks between"), ("APP_MODULE", "app.demo.main", "module:attribute")],
 )  # fmt: skip
@@ -123,6 +126,12 @@ def test_sticky_sessions_need_a_port_for_each_worker(native: Stack) -> None:
     assert_refused(
         native, done, "STICKY_SESSIONS=address with WORKER_LISTENERS=shared", "set WORKER_LISTENERS=per-worker"
     )
+
+
+def test_a_load_balancer_is_believed_in_one_way_only(native: Stack) -> None:
+    done = native.make("up", FORWARDED_HEADERS_FROM="192.0.2.1", PROXY_PROTOCOL_FROM="192.0.2.2")
+    assert_refused(native, done, "FORWARDED_HEADERS_FROM=192.0.2.1 with PROXY_PROTOCOL_FROM=192.0.2.2", "leave the row")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_unknown_way_is_refused(native: Stack) -> None:

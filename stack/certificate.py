@@ -80,17 +80,16 @@ def trusting(settings: StackSettings) -> ssl.SSLContext:
     return context
 
 
-def hold_to_served(settings: StackSettings) -> None:
+def hold_to_served(settings: StackSettings, *, in_compose: bool) -> None:
     """Raises Failure with one line where nginx does not serve the certificate of the file."""
     if settings.tls == "off":
         return
     address = ("127.0.0.1", settings.https_port)
     try:
-        with (
-            socket.create_connection(address, timeout=10) as connection,
-            trusting(settings).wrap_socket(connection, server_hostname="localhost"),
-        ):
-            pass
+        with socket.create_connection(address, timeout=10) as connection:
+            if in_compose and settings.proxy_protocol_from:
+                connection.sendall(b"PROXY UNKNOWN\r\n")
+            trusting(settings).wrap_socket(connection, server_hostname="localhost").close()
     except OSError as error:
         raise Failure(
             f"HTTPS_PORT={settings.https_port} does not serve the certificate of {path(settings)}: {error}; where the "

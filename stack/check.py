@@ -107,6 +107,8 @@ def _nginx(binary: str | None, settings: StackSettings, table: dict[str, str]) -
         values["NGINX_LISTEN_TLS"] = f"unix:{folder}/socket-tls"
         values["NGINX_LISTEN_TLS_IPV6"] = f"unix:{folder}/socket-tls-ipv6"
         values["NGINX_LISTEN_IPV6"] = f"unix:{folder}/socket-ipv6"
+        values["NGINX_LISTEN_INSIDE"] = f"unix:{folder}/socket-inside"
+        values["NGINX_LISTEN_TLS_INSIDE"] = f"unix:{folder}/socket-tls-inside"
         if binary:
             version = native.nginx_version(binary)
             if left_out := render(values, run, version):

@@ -119,7 +119,7 @@ def _up(settings: StackSettings) -> None:
             run("down", "--timeout", "5", check=False)
         left = ", nothing was left running" * fresh
         raise Failure(f"the stack did not come up{f' ({why})' * bool(why)}{left}; the log above says why")
-    certificate.hold_to_served(settings)
+    certificate.hold_to_served(settings, in_compose=True)
 
 
 def _has_network(name: str) -> bool:

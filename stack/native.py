@@ -59,15 +59,18 @@ def nginx_version(path: str) -> tuple[int, ...]:
 def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str]:
     """What all processes of the stack get: .env, and what this way of running gives in Compose's stead."""
     run = folder()
+    proxied = " proxy_protocol" if settings.proxy_protocol_from else ""
     return table | GIVEN | {
         "DATA_DIR": str(run / "data"),
         "RUN_DIR": str(run),
         "NGINX_RUN": str(run / "nginx"),
-        "NGINX_LISTEN": str(settings.http_port),
-        "NGINX_LISTEN_TLS": str(settings.https_port),
-        "NGINX_LISTEN_TLS_IPV6": f"[::]:{settings.https_port}",
+        "NGINX_LISTEN": f"{settings.http_port}{proxied}",
+        "NGINX_LISTEN_IPV6": f"[::]:{settings.http_port}{proxied}",
+        "NGINX_LISTEN_INSIDE": f"127.0.0.1:{settings.http_port} [::1]:{settings.http_port}",
+        "NGINX_LISTEN_TLS": f"{settings.https_port}{proxied}",
+        "NGINX_LISTEN_TLS_IPV6": f"[::]:{settings.https_port}{proxied}",
+        "NGINX_LISTEN_TLS_INSIDE": f"127.0.0.1:{settings.https_port} [::1]:{settings.https_port}",
         "NGINX_CERTIFICATES": str(certificate.path(settings).parent),
-        "NGINX_LISTEN_IPV6": f"[::]:{settings.http_port}",
         "NGINX_ACCESS_LOG": str(run / "access.log"),
         "UPSTREAM_HOST": GIVEN["APP_HOST"],
         "TARGET_URL": f"http://127.0.0.1:{settings.http_port}",
@@ -198,7 +201,7 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
         say("".join(f"    {line}\n" for line in _last_words(run / "stack.log")).rstrip())
         why = app_fault((run / "stack.log").read_text()) or failure
         raise Failure(f"the stack did not come up ({why}), nothing was left running; its log above says why") from None
-    certificate.hold_to_served(settings)
+    certificate.hold_to_served(settings, in_compose=False)
 
 
 def _last_words(log: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from app.server import budget, space
 from app.server.migrate import MigrationSettings
@@ -17,6 +18,23 @@ from app.server.settings import Count, Memory, Milliseconds, Port, Seconds, Sett
 
 ROOT = Path(__file__).parent.parent
 Cpus = Annotated[float, Field(gt=0, le=1024)]
+
+
+def _networks(text: str) -> str:
+    for word in text.split(" ") if text else []:
+        if "%" in word or not ipaddress.ip_network(word).prefixlen:
+            raise ValueError("no network")
+    return text
+
+
+Networks = Annotated[
+    str,
+    AfterValidator(_networks),
+    Field(
+        description="must be addresses and networks with a blank between, as 192.0.2.7 2001:db8::/32: the load "
+        "balancer's, not everybody's"
+    ),
+]
 
 
 class StackSettings(MigrationSettings, Settings):
@@ -34,6 +52,8 @@ class StackSettings(MigrationSettings, Settings):
     https_port: Port
     tls_folder: Annotated[str, Field(min_length=1)]
     hsts_seconds: Annotated[int, Field(ge=0, le=2 * 366 * 86_400)]
+    forwarded_headers_from: Networks
+    proxy_protocol_from: Networks
     server_names: Annotated[
         str, Field(pattern=r"^[^;{}]+$", description="must be names as nginx's server_name takes them, blanks between")
     ]
@@ -125,7 +145,7 @@ def _interpolated(text: str, known: Mapping[str, str]) -> str:
 
 
 def faults(settings: StackSettings) -> list[str]:
-    """A line for each rule that the rows break: of the timeout budget, the space budget, sticky sessions and HTTPS."""
+    """A line for each rule that the rows break: of the two budgets, sticky sessions, HTTPS, a load balancer."""
     found = budget.violations(settings) + space.violations(settings)
     if settings.sticky_sessions != "none" and settings.worker_listeners == "shared":
         found.append(
@@ -142,6 +162,12 @@ def faults(settings: StackSettings) -> list[str]:
             found.append(
                 f"HTTPS_PORT={settings.https_port} is {row.upper()} too; each needs a port of its own: change one"
             )
+    if settings.forwarded_headers_from and settings.proxy_protocol_from:
+        found.append(
+            f"FORWARDED_HEADERS_FROM={settings.forwarded_headers_from} with "
+            f"PROXY_PROTOCOL_FROM={settings.proxy_protocol_from}: a client's address can be said in one way only; "
+            "leave the row empty whose protocol the load balancer next to nginx does not speak"
+        )
     return found
 
 

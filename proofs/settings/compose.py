@@ -259,7 +259,7 @@ SETTINGS: list[Setting | Unproven] = [
         "The port of the host on which the site answers.",
         "none",
         "removed",
-        without('    ports: ["${HTTP_PORT}:80"]'),
+        without('    ports: ["${HTTP_PORT}:80${PROXY_PROTOCOL_FROM:+80}"]'),
         [PUBLISHED],
     ),
     Setting(

@@ -22,7 +22,7 @@ from stack.render import render
 from stack.settings import GIVEN, ROOT, StackSettings, rows
 
 # Blocks whose lines make one table together: each is one setting.
-TABLES = ("map", "if", "types")
+TABLES = ("map", "geo", "if", "types")
 # Directives of which there are many: the first argument is part of the name.
 NAMED = ("proxy_set_header", "proxy_hide_header", "add_header", "error_page", "include", "log_format")
 # Arguments that are settings of their own.
@@ -50,6 +50,8 @@ def _nginx() -> Iterator[str]:
         values = native.environment(settings, table) | {"NGINX_RUN": folder, "UPSTREAM_RESOLVER": "127.0.0.11"}
         values |= {"TLS": "files", "HTTPS_PORT": "443", "HSTS_SECONDS": "0"}
         values["STICKY_SESSIONS"] = "none"  # whatever the row says: its directives take the place of least_conn
+        # With a load balancer in front, whatever the rows say: without one there is nothing to find.
+        values |= {"FORWARDED_HEADERS_FROM": "192.0.2.1", "PROXY_PROTOCOL_FROM": ""}
         render(values, Path(folder), (1, 30))
         parsed = crossplane.parse(f"{folder}/nginx.conf", check_ctx=False, check_args=False)
     if parsed["errors"]:

@@ -13,6 +13,8 @@ MODULES = {
     "http/ngx_http_headers_module": ("add_header",),
     "http/ngx_http_rewrite_module": ("return", "if"),
     "http/ngx_http_map_module": ("map",),
+    "http/ngx_http_geo_module": ("geo",),
+    "http/ngx_http_realip_module": ("set_real_ip_from", "real_ip_header", "real_ip_recursive"),
     "http/ngx_http_proxy_module": ("proxy_",),
     "http/ngx_http_fastcgi_module": ("fastcgi_",),
     "http/ngx_http_uwsgi_module": ("uwsgi_",),

@@ -134,6 +134,13 @@ SETTINGS: list[Setting | Unproven] = [
         "default close;\n        websocket upgrade;",
         f"{UPSTREAM}::test_requests_share_connections_to_the_app",
     ),
+    removed(
+        "include balancers.conf",
+        "Whom to believe what it says of its client.",
+        "none",
+        "    include ${NGINX_RUN}/balancers.conf;\n\n",
+        STARTS,
+    ),
     changed(
         "map $binary_remote_addr $stack_client",
         "Addresses of IPv6 that have the first 64 bits in common are one client, for its limits and its worker.",

@@ -11,6 +11,7 @@ BUFFERS = "\n            sndbuf=${CLIENT_SOCKET_BUFFER_BYTES} rcvbuf=${CLIENT_SO
 DEFAULT_LISTEN = f"listen ${{NGINX_LISTEN}} default_server backlog=${{LISTEN_BACKLOG}}{BUFFERS}"
 ITSELF = "proofs/test_ipv6.py::test_a_client_arrives_as_itself"
 LISTEN = "        listen ${NGINX_LISTEN};\n"
+INSIDE = "        include ${NGINX_RUN}/inside.conf;\n"
 ANSWERS_INCLUDED = "        include ${NGINX_RUN}/answers.conf;\n"
 HEALTH = "        location = /nginx-health {\n            return 200;\n        }\n"
 KNOWN = "proofs/test_limits.py::test_only_the_named_hosts_reach_the_app[example.com-200]"
@@ -91,7 +92,7 @@ SETTINGS: list[Setting | Unproven] = [
         "Health and JSON errors on unknown names too.",
         "nginx's own pages",
         "removed",
-        [(CONF, f"{BUFFERS}\n{ANSWERS_INCLUDED}", f"{BUFFERS}\n")],
+        [(CONF, f"{INSIDE}{ANSWERS_INCLUDED}", INSIDE)],
         [UNKNOWN],
     ),
     Setting(

@@ -10,6 +10,7 @@ PROXY = "proofs/test_proxy.py::"
 UPSTREAM = "proofs/test_upstream.py::"
 WORKER = "proofs/test_worker.py::"
 ANSWERS = "proofs/test_answers.py::"
+BALANCER = "proofs/test_load_balancer.py::"
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ SYMPTOMS = [
     ),
     Symptom(
         "429",
-        "one client (an address, of IPv6 a /64) has too many requests or uploads in flight; an office "
-        "or a proxy in front is one",
+        "one client (an address, of IPv6 a /64) has too many requests or uploads in flight; an office is one, and "
+        "a load balancer that no row names",
         ["nginx.conf: limit_conn", ".env: CLIENT_MAX_UPLOADS_IN_FLIGHT"],
         ["proofs/test_limits.py::test_one_address_gets_so_many_requests_in_flight_and_429_for_the_next"],
     ),
@@ -181,6 +182,24 @@ SYMPTOMS = [
         "an engine before 27, or a kernel without IPv6",
         [".env: IPV6"],
         ["proofs/test_ipv6.py::test_an_engine_that_has_no_addresses_of_ipv6_is_named_with_the_way_out"],
+    ),
+    Symptom(
+        "every client has the load balancer's address; links and redirects of the app begin with http: behind HTTPS",
+        "nginx believes nobody in front of it but whom a row names",
+        [".env: FORWARDED_HEADERS_FROM", ".env: PROXY_PROTOCOL_FROM"],
+        [BALANCER + "test_a_client_of_the_balancer_arrives_with_its_address_and_scheme"],
+    ),
+    Symptom(
+        "connections to HTTP_PORT are closed without an answer, and nginx's log has: broken header",
+        "with PROXY_PROTOCOL_FROM nginx serves nobody there who does not send the PROXY header first",
+        [".env: PROXY_PROTOCOL_FROM"],
+        [BALANCER + "test_a_stranger_is_who_it_is_whatever_it_says"],
+    ),
+    Symptom(
+        "400 for everything behind a load balancer",
+        "it sends the PROXY protocol, and PROXY_PROTOCOL_FROM is empty",
+        [".env: PROXY_PROTOCOL_FROM"],
+        [BALANCER + "test_a_stranger_is_who_it_is_whatever_it_says"],
     ),
     Symptom(
         "redirects lose the port",

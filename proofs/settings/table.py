@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from proofs.settings import Setting, Unproven, admission, app, compose, nginx, rows, servers, tls, upstream
+from proofs.settings import Setting, Unproven, admission, app, balancers, compose, nginx, rows, servers, tls, upstream
 
 TABLE: list[Setting | Unproven] = [
-    setting for part in (nginx, servers, tls, upstream, admission, app, compose, rows) for setting in part.SETTINGS
+    setting
+    for part in (nginx, servers, balancers, tls, upstream, admission, app, compose, rows)
+    for setting in part.SETTINGS
 ]
 
 

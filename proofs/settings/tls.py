@@ -156,7 +156,7 @@ SETTINGS: list[Setting | Unproven] = [
         f"{PROOFS}test_one_connection_takes_thousands_of_requests[native]",
     ),
     tls(
-        "map $scheme$uri $stack_to_https",
+        "map $stack_scheme$uri $stack_to_https",
         "What comes by plain HTTP is sent to HTTPS; health, errors, and a CA's question are answered where they come.",
         "none",
         "without the CA's question",
@@ -174,11 +174,11 @@ SETTINGS: list[Setting | Unproven] = [
         f"{PROOFS}test_a_redirect_to_port_443_does_not_name_it",
     ),
     Setting(
-        ["tls.conf: map $https 0 $stack_hsts", ".env: HSTS_SECONDS"],
+        ["tls.conf: map $stack_scheme 0 $stack_hsts", ".env: HSTS_SECONDS"],
         "HSTS, by HTTPS alone, for as long as the row says; with 0 it is not there.",
         "none",
         "by plain HTTP too",
-        [(TLS, '"~^on [1-9]"', '"~ [1-9]"')],
+        [(TLS, '"~^https [1-9]"', '"~ [1-9]"')],
         [f"{HSTS}[native-/]"],
     ),
     Setting(
@@ -298,7 +298,7 @@ SETTINGS: list[Setting | Unproven] = [
         "The port of the host on which the site answers by HTTPS.",
         "none",
         "removed",
-        [(COMPOSE_TLS, '    ports: ["${HTTPS_PORT}:443"]\n', "")],
+        [(COMPOSE_TLS, '    ports: ["${HTTPS_PORT}:443${PROXY_PROTOCOL_FROM:+4}"]\n', "")],
         [f"{SEEN}[compose-HTTP/1.1]"],
         breaks_start=True,
     ),

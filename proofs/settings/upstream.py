@@ -84,9 +84,9 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "proxy_set_header X-Forwarded-Proto",
-        "The scheme on which nginx was asked.",
+        "The scheme on which nginx was asked, or the load balancer in front.",
         "what the client sent",
-        "proxy_set_header X-Forwarded-Proto $scheme;\n",
+        "proxy_set_header X-Forwarded-Proto $stack_scheme;\n",
         f"{HEADER}[X-Forwarded-Proto-https-http]",
     ),
     removed(

@@ -21,7 +21,7 @@ ALL = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *PAGES]
 # Names in capitals that are no rows of .env: given by the way of running, by make or by a test, or protocol words.
 GIVEN = {
     "APP_HOST", "COMPOSE_PROJECT_NAME", "DATA_DIR", "POSTGRES_PASSWORD_FILE", "REQUIRE_BROWSER", "REQUIRE_DOCKER",
-    "REQUIRE_POSTGRES", "TARGET_URL", "TMPDIR", "TRUSTED_PROXIES", "UPDATE_SCREENSHOT", "WAY",
+    "REQUIRE_HAPROXY", "REQUIRE_POSTGRES", "TARGET_URL", "TMPDIR", "TRUSTED_PROXIES", "UPDATE_SCREENSHOT", "WAY",
 }  # fmt: skip
 
 
