@@ -72,12 +72,15 @@ upstream app {
 }
 UPSTREAM
 
-# Nothing of HTTPS without it.
-if [ "${TLS}" = off ]; then
-    for part in tls tls-default tls-server; do
-        : >"${NGINX_RUN}/${part}.conf"
-    done
-fi
+# Nothing of HTTPS without it, and no answer for a CA that nobody asked.
+case ${TLS} in
+off) unused="tls tls-default tls-server acme" ;;
+files) unused=acme ;;
+*) unused= ;;
+esac
+for part in ${unused}; do
+    : >"${NGINX_RUN}/${part}.conf"
+done
 
 # A body with fewer digits in its length than CLIENT_BODY_BUFFER_BYTES, a power of ten, fits into the buffer.
 cat >"${NGINX_RUN}/uploads.conf" <<UPLOADS

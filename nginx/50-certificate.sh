@@ -8,6 +8,7 @@ refuse() {
     echo "TLS=files: site.pem in TLS_FOLDER cannot be used: $1 (docs/https.md)" >&2
     exit 1
 }
+[ -x "${NGINX_CERTIFICATES}" ] || refuse "nginx (user $(id -u), group $(id -g)) may not enter the folder"
 [ -e "$file" ] || refuse "it is not there"
 [ -r "$file" ] || refuse "nginx (user $(id -u), group $(id -g)) may not read it"
 [ -s "$file" ] || refuse "it is empty"

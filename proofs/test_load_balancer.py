@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -246,19 +247,22 @@ def test_natively_this_machine_reaches_nginx_on_loopback(balanced: Callable[[str
 
 @EACH_WAY
 @pytest.mark.parametrize("kind", ["headers", "v2"])
-def test_https_through_the_balancer_is_that_of_its_client(tmp_path: Path, way: str, kind: str) -> None:
+def test_https_through_the_balancer_is_that_of_its_client(way: str, kind: str) -> None:
     """Whether the balancer ends it or passes it on: no client is sent from HTTPS to HTTPS, and each is itself."""
     haproxy()
     if way == "compose":
         require_engine()
-    certificate(tmp_path)
     row, words = KINDS[kind]
     with outside() as machine, ExitStack() as opened:
-        stack = Stack(way, f"balanced-tls-{kind}", **{row: machine.ipv4(2)}, TLS="files", TLS_FOLDER=str(tmp_path))
-        (tmp_path / "site.pem").chmod(0o644)  # nginx's user in its container reads it
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        certificate(folder)
+        stack = Stack(way, f"balanced-tls-{kind}", **{row: machine.ipv4(2)}, TLS="files", TLS_FOLDER=str(folder))
+        # nginx's user in its container reads it.
+        folder.chmod(0o755)
+        (folder / "site.pem").chmod(0o644)
         opened.enter_context(contextmanager(started)(stack))
-        opened.enter_context(balancer(machine, stack, CLIENTS + words if kind == "headers" else PASSED_ON, tmp_path))
-        tls = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        opened.enter_context(balancer(machine, stack, CLIENTS + words if kind == "headers" else PASSED_ON, folder))
+        tls = ssl.create_default_context(cafile=str(folder / "cert.pem"))
 
         client = machine.ipv4(3)
         connection = tls.wrap_socket(machine.connect(client, 443, machine.ipv4(2)), server_hostname="localhost")

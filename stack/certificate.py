@@ -16,11 +16,10 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from renew import pem
 from stack.console import Failure, say
 from stack.settings import ROOT, StackSettings
 
@@ -30,8 +29,13 @@ NGINX = 101
 DAYS = 825
 
 
+def folder(settings: StackSettings) -> Path:
+    """Where nginx finds site.pem; with TLS=acme natively, one that holds no certificate of yours."""
+    return ROOT / settings.tls_folder / ("acme" if settings.tls == "acme" else "")
+
+
 def path(settings: StackSettings) -> Path:
-    return ROOT / settings.tls_folder / "site.pem"
+    return folder(settings) / "site.pem"
 
 
 def prepare(settings: StackSettings, *, in_compose: bool) -> None:
@@ -39,7 +43,7 @@ def prepare(settings: StackSettings, *, in_compose: bool) -> None:
 
     Raises Failure with one line where it cannot be used.
     """
-    if settings.tls == "off":
+    if settings.tls != "files":
         return
     file = path(settings)
     if not file.exists():
@@ -54,21 +58,18 @@ def check(settings: StackSettings, *, in_compose: bool) -> str:
     file = path(settings)
     if not file.exists():
         return f"none in {file}; make up makes one for localhost"
-    now = datetime.datetime.now(datetime.UTC)
     first = _read(file)
-    if now >= first.not_valid_after_utc:
-        raise _no_good(file, f"it expired on {first.not_valid_after_utc:%Y-%m-%d}")
-    if now < first.not_valid_before_utc:
-        raise _no_good(
-            file, f"it is valid from {first.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on; is the clock right?"
-        )
+    try:
+        pem.hold_to_dates(first)
+    except pem.UnusableError as error:
+        raise _no_good(file, f"{error}") from None
     found = file.stat()
     if in_compose and not _may_read(found):
         raise Failure(
             f"TLS=files: nginx, user and group {NGINX} in its container, may not read {file}; type: "
             f"sudo chgrp {NGINX} {file} && sudo chmod 640 {file}"
         )
-    return f"{', '.join(_names(first)) or 'no names'}, until {first.not_valid_after_utc:%Y-%m-%d}"
+    return f"{', '.join(pem.names(first)) or 'no names'}, until {first.not_valid_after_utc:%Y-%m-%d}"
 
 
 def trusting(settings: StackSettings) -> ssl.SSLContext:
@@ -82,7 +83,7 @@ def trusting(settings: StackSettings) -> ssl.SSLContext:
 
 def hold_to_served(settings: StackSettings, *, in_compose: bool) -> None:
     """Raises Failure with one line where nginx does not serve the certificate of the file."""
-    if settings.tls == "off":
+    if settings.tls != "files":
         return
     address = ("127.0.0.1", settings.https_port)
     try:
@@ -100,24 +101,13 @@ def hold_to_served(settings: StackSettings, *, in_compose: bool) -> None:
 def _read(file: Path) -> x509.Certificate:
     """The first certificate of the file, to which its key fits. Raises Failure with one line where there is none."""
     try:
-        pem = file.read_bytes()
+        text = file.read_bytes()
     except OSError as error:
         raise _no_good(file, f"{error.strerror}") from None
-    if not pem.strip():
-        raise _no_good(file, "it is empty")
     try:
-        first = x509.load_pem_x509_certificates(pem)[0]
-    except ValueError:
-        raise _no_good(file, "it holds no certificate") from None
-    try:
-        key = load_pem_private_key(pem, password=None)
-    except TypeError:
-        raise _no_good(file, "its private key has a password, for which nobody could ask at night") from None
-    except ValueError:
-        raise _no_good(file, "it holds no private key") from None
-    if _public(key.public_key()) != _public(first.public_key()):
-        raise _no_good(file, "the private key is not that of its first certificate")
-    return first
+        return pem.first_certificate(text)
+    except pem.UnusableError as error:
+        raise _no_good(file, f"{error}") from None
 
 
 def _no_good(file: Path, why: str) -> Failure:
@@ -127,25 +117,12 @@ def _no_good(file: Path, why: str) -> Failure:
     )
 
 
-def _public(key: object) -> bytes:
-    encoded: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined]
-    return encoded
-
-
 def _may_read(found: os.stat_result) -> bool:
     return bool(
         found.st_mode & 0o004
         or (found.st_gid == NGINX and found.st_mode & 0o040)
         or (found.st_uid == NGINX and found.st_mode & 0o400)
     )
-
-
-def _names(certificate: x509.Certificate) -> list[str]:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return []
-    return [str(name.value) for name in names]
 
 
 def _make(file: Path, *, in_compose: bool) -> None:

@@ -18,7 +18,7 @@ from stack.settings import GIVEN, ROOT, StackSettings, app_variables, faults, pr
 
 BIN = Path(sys.executable).parent
 # The stack's own code; beside it in app/ is the user's, in their own style.
-CODE = ("app/demo", "app/server", "bench", "examples", "loadtest", "proofs", "stack", "tests")
+CODE = ("app/demo", "app/server", "bench", "examples", "loadtest", "proofs", "renew", "stack", "tests")
 
 
 def check() -> int:
@@ -43,11 +43,11 @@ def check() -> int:
         ("ruff format", lambda: _tool("ruff", "format", "--check", *CODE)),
         ("mypy", lambda: _tool("mypy")),
     ]
-    if settings.tls != "off":
+    if settings.tls == "files":
         checks.append(("the certificate", lambda: certificate.check(settings, in_compose=engine is not None)))
     if engine:
         checks.append(("docker compose config", compose.check_configuration))
-        if settings.tls == "off" or certificate.path(settings).exists():
+        if settings.tls != "files" or certificate.path(settings).exists():
             checks.append(("nginx -t in the image", _nginx_in_the_image))
         else:
             say("skipped nginx -t in the image: there is no certificate yet")

@@ -70,7 +70,9 @@ def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str
         "NGINX_LISTEN_TLS": f"{settings.https_port}{proxied}",
         "NGINX_LISTEN_TLS_IPV6": f"[::]:{settings.https_port}{proxied}",
         "NGINX_LISTEN_TLS_INSIDE": f"127.0.0.1:{settings.https_port} [::1]:{settings.https_port}",
-        "NGINX_CERTIFICATES": str(certificate.path(settings).parent),
+        "NGINX_CERTIFICATES": str(certificate.folder(settings)),
+        "RENEW_PUBLISHED": str(certificate.folder(settings)),
+        "RENEW_STATE": str(certificate.folder(settings) / "account"),
         "NGINX_ACCESS_LOG": str(run / "access.log"),
         "UPSTREAM_HOST": GIVEN["APP_HOST"],
         "TARGET_URL": f"http://127.0.0.1:{settings.http_port}",
@@ -85,7 +87,10 @@ def commands(settings: StackSettings) -> dict[str, str]:
     locust = f"{after} {BIN}/locust -f {ROOT}/loadtest/locustfile.py"
     # Started as root, nginx would give its workers to "nobody", who cannot reach a folder that is root's own.
     user = "user root; " if os.getuid() == 0 else ""
-    return {
+    # Once nginx can answer the CA.
+    after_nginx = f"exec {BIN}/python -m stack.after http://127.0.0.1:{settings.http_port}/nginx-health"
+    acme: dict[str, str] = {"acme": f"{after_nginx} {BIN}/python -m renew"} if settings.tls == "acme" else {}
+    return acme | {
         "app": f"exec {BIN}/python -m app.server",
         "nginx": f"exec {nginx()} -e stderr -c {run}/nginx/nginx.conf -g '{user}daemon off;'",
         "locust": f"{locust} --master --master-bind-port {settings.locust_master_port} "

@@ -37,6 +37,18 @@ Networks = Annotated[
 ]
 
 
+LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+NAME = rf"{LABEL}(\.{LABEL})+"
+Names = Annotated[
+    str,
+    Field(
+        pattern=rf"^({NAME}( {NAME})*)?$",
+        description="must be full names in lower case, blanks between, as www.example.com example.com; a CA gives no "
+        "certificate for a wildcard this way",
+    ),
+]
+
+
 class StackSettings(MigrationSettings, Settings):
     """One field for each row of .env."""
 
@@ -52,6 +64,13 @@ class StackSettings(MigrationSettings, Settings):
     https_port: Port
     tls_folder: Annotated[str, Field(min_length=1)]
     hsts_seconds: Annotated[int, Field(ge=0, le=2 * 366 * 86_400)]
+    acme_names: Names
+    acme_directory: Annotated[str, Field(pattern=r"^https://\S+$", description="must be the https:// address of a CA")]
+    acme_email: Annotated[
+        str, Field(pattern=r"^([^@\s]+@[^@\s]+)?$", description="must be an address for mail, or empty")
+    ]
+    acme_check_seconds: Seconds
+    compose_profiles: str
     forwarded_headers_from: Networks
     proxy_protocol_from: Networks
     server_names: Annotated[
@@ -90,8 +109,10 @@ class StackSettings(MigrationSettings, Settings):
     slo_min_rps: Annotated[float, Field(ge=0)]
 
     def url(self, host: str = "localhost") -> str:
-        """Where the stack is found on this machine, without a slash at its end."""
-        return f"http://{host}:{self.http_port}" if self.tls == "off" else f"https://{host}:{self.https_port}"
+        """Where the stack is found on this machine, without a slash at its end; with TLS=acme by its first name."""
+        if self.tls == "off":
+            return f"http://{host}:{self.http_port}"
+        return f"https://{self.acme_names.split()[0] if self.tls == 'acme' else host}:{self.https_port}"
 
     @property
     def ready_seconds(self) -> int:
@@ -144,6 +165,46 @@ def _interpolated(text: str, known: Mapping[str, str]) -> str:
     return re.sub(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}", value, text)
 
 
+PUBLIC_CA = "acme-v02.api.letsencrypt.org"
+
+
+def _acme_faults(settings: StackSettings) -> list[str]:
+    found = []
+    if not settings.acme_names:
+        found.append("ACME_NAMES is empty with TLS=acme: set it to the names of this machine, as www.example.com")
+    claimed = settings.server_names.split()
+    for name in settings.acme_names.split():
+        if not any(_claims(one, name) for one in claimed):
+            found.append(
+                f"ACME_NAMES has {name}, which SERVER_NAMES={settings.server_names} has not: nginx would answer 421; "
+                "add it there"
+            )
+    balanced = settings.forwarded_headers_from or settings.proxy_protocol_from
+    if settings.http_port != 80 and PUBLIC_CA in settings.acme_directory and not balanced:
+        found.append(
+            f"HTTP_PORT={settings.http_port} with TLS=acme: the CA asks on port 80 whether a name is this machine's; "
+            "set HTTP_PORT=80"
+        )
+    return found
+
+
+def _claims(server_name: str, name: str) -> bool:
+    """Whether nginx's `server_name` takes this name, which is in lower case."""
+    if server_name.startswith("~"):
+        try:
+            return bool(re.search(server_name.removeprefix("~"), name, re.IGNORECASE))
+        except re.error:
+            return True  # nginx's expressions know more than Python's
+    pattern = server_name.lower()
+    if pattern.startswith("."):
+        return name == pattern[1:] or name.endswith(pattern)
+    if pattern.startswith("*."):
+        return name.endswith(pattern[1:]) and name != pattern[1:]
+    if pattern.endswith(".*"):
+        return name.startswith(pattern[:-1])
+    return name == pattern
+
+
 def faults(settings: StackSettings) -> list[str]:
     """A line for each rule that the rows break: of the two budgets, sticky sessions, HTTPS, a load balancer."""
     found = budget.violations(settings) + space.violations(settings)
@@ -157,6 +218,8 @@ def faults(settings: StackSettings) -> list[str]:
             f"HSTS_SECONDS={settings.hsts_seconds} with TLS=off: browsers would ask by HTTPS, which nobody answers; "
             "set HSTS_SECONDS=0, or TLS=files"
         )
+    if settings.tls == "acme":
+        found += _acme_faults(settings)
     for row in ("http_port", "locust_ui_port"):
         if settings.tls != "off" and settings.https_port == getattr(settings, row):
             found.append(

@@ -1,0 +1,1 @@
+"""TLS=acme: a certificate that comes, and is renewed, by itself."""
