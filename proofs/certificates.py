@@ -19,10 +19,11 @@ def make_key(kind: str = "ecdsa") -> Key:
     return rsa.generate_private_key(65537, 2048) if kind == "rsa" else ec.generate_private_key(ec.SECP256R1())
 
 
-def certificate(key: Key, begin: int = -1, end: int = 30, name: str = "localhost") -> bytes:
-    """PEM of a certificate that signs itself, valid from day `begin` to day `end`, today being 0."""
+def certificate(key: Key, begin: int = -1, end: int = 30, *names: str) -> bytes:
+    """PEM of a certificate that signs itself, for `names` or localhost; from day `begin` to day `end`, today being 0."""
+    names = names or ("localhost",)
     now = datetime.datetime.now(datetime.UTC)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     builder = (
         x509.CertificateBuilder()
@@ -32,7 +33,7 @@ def certificate(key: Key, begin: int = -1, end: int = 30, name: str = "localhost
         .serial_number(x509.random_serial_number())
         .not_valid_before(now + begin * DAY)
         .not_valid_after(now + end * DAY)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
         .add_extension(identifier, critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
     )
