@@ -20,7 +20,7 @@ def make_key(kind: str = "ecdsa") -> Key:
 
 
 def certificate(key: Key, begin: int = -1, end: int = 30, *names: str) -> bytes:
-    """PEM of a certificate that signs itself, for `names` or localhost; from day `begin` to day `end`, today being 0."""
+    """PEM of a certificate that signs itself, for `names` or localhost; from day `begin` to `end`, today being 0."""
     names = names or ("localhost",)
     now = datetime.datetime.now(datetime.UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])

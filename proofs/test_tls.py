@@ -561,3 +561,4 @@ def test_without_tls_the_containers_know_nothing_of_it(compose_stack: Stack) -> 
     found = compose_stack.inspect(container)
     assert list(found["HostConfig"]["PortBindings"]) == ["80/tcp"]
     assert [mount for mount in found["Mounts"] if "certificate" in mount["Source"]] == []
+    assert "acme" not in compose_stack.compose("ps", "--all", "--services")

@@ -107,7 +107,6 @@ def publish(source: Path, published: Path, names: list[str]) -> str:
         raise pem.UnusableError(f"it is not for {' '.join(missing)}")
     part = published / "site.new"
     with part.open("wb") as written:
-        os.chmod(part, 0o640)
         written.write(new)
         written.flush()
         os.fsync(written.fileno())

@@ -83,7 +83,8 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
 def _up(settings: StackSettings) -> None:
     certificate.prepare(settings, in_compose=True)
     check_configuration()
-    fresh = not containers()
+    there = containers()
+    fresh = not there
     if fresh:
         wanted = [("HTTP_PORT", settings.http_port), ("LOCUST_UI_PORT", settings.locust_ui_port)]
         if settings.tls != "off":
@@ -91,6 +92,9 @@ def _up(settings: StackSettings) -> None:
         for name, port in wanted:
             if accepts(port):
                 raise Failure(f"{name}={port}: the port is in use; stop what listens there, or: make up {name}=…")
+    if settings.tls != "acme" and any(container["Service"] == "acme" for container in there):
+        # Compose leaves what a profile no longer has.
+        run("--profile", "acme", "rm", "--stop", "--force", "acme")
     # Not `up --build`: a failed build must leave what runs as it is.
     run("build", "--quiet")
     try:
@@ -160,7 +164,7 @@ def _state(container: dict[str, Any]) -> str:
 
 def down(settings: StackSettings) -> None:
     del settings
-    run("down", "--remove-orphans")
+    run("--profile", "*", "down", "--remove-orphans")
 
 
 def logs() -> None:

@@ -161,9 +161,16 @@ SYMPTOMS = [
     ),
     Symptom(
         "308 for every request by plain HTTP",
-        "HTTPS is on: ask there; behind a load balancer that ends TLS itself it is a loop, and TLS=off is right",
-        [".env: TLS", "tls-server.conf: if $stack_to_https"],
-        ["proofs/test_tls.py::test_plain_http_is_sent_to_the_same_place_by_https"],
+        "HTTPS is on: ask there; in a loop behind a load balancer, nginx does not know it: FORWARDED_HEADERS_FROM names it",
+        [".env: TLS", "tls-server.conf: if $stack_to_https", ".env: FORWARDED_HEADERS_FROM"],
+        ["proofs/test_tls.py::test_plain_http_is_sent_to_the_same_place_by_https",
+         BALANCER + "test_https_through_the_balancer_is_that_of_its_client"],
+    ),
+    Symptom(
+        "acme: no new certificate for …, in the log of acme",
+        "the CA was not reached, or refused: the line has its word, and how long the old certificate lasts",
+        [".env: ACME_NAMES", ".env: ACME_DIRECTORY", "acme.conf: location /.well-known/acme-challenge/ / root"],
+        ["proofs/test_acme.py::test_a_ca_that_is_down_is_said_and_asked_again_and_one_that_refuses_is_quoted"],
     ),
     Symptom(
         "a new certificate is there, and clients get the old one",

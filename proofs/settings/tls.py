@@ -10,6 +10,7 @@ DEFAULT = "nginx/templates/tls-default.conf.template"
 SERVER = "nginx/templates/tls-server.conf.template"
 COMPOSE = "docker-compose.yml"
 COMPOSE_TLS = "docker-compose.tls.yml"
+RENEW = "renew/__main__.py"
 PROOFS = "proofs/test_tls.py::"
 SEEN = f"{PROOFS}test_the_app_sees_https_and_the_host_with_its_port"
 REDIRECT = f"{PROOFS}test_plain_http_is_sent_to_the_same_place_by_https[native-localhost-POST]"
@@ -17,6 +18,10 @@ UNKNOWN = f"{PROOFS}test_a_name_that_nobody_claims_is_not_followed[native-https]
 RESUMED = f"{PROOFS}test_a_client_that_comes_back_after_a_reload_has_half_a_handshake"
 ONCE = f"{PROOFS}test_a_certificate_is_read_once_a_second_and_not_at_each_handshake[compose]"
 SWAPPED = f"{PROOFS}test_a_new_certificate_is_served_without_a_reload_and_cuts_nobody_off"
+ACME = "proofs/test_acme.py::"
+FRESH = f"{ACME}test_a_fresh_machine_has_its_certificate_without_a_restart"
+ALONE = f"{ACME}test_the_key_is_nginxs_alone_and_the_way_out_is_the_loops_alone[compose]"
+ASKED = f"{ACME}test_a_ca_that_is_down_is_said_and_asked_again_and_one_that_refuses_is_quoted"
 HSTS = f"{PROOFS}test_hsts_is_said_by_https_and_not_by_http"
 ALIKE = f"{PROOFS}test_the_port_of_https_waits_and_buffers_as_that_of_http[native]"
 LISTEN_DEFAULT = (
@@ -24,6 +29,7 @@ LISTEN_DEFAULT = (
     "    sndbuf=${CLIENT_SOCKET_BUFFER_BYTES} rcvbuf=${CLIENT_SOCKET_BUFFER_BYTES};\n"
 )
 EXTENDS = '    extends: { file: docker-compose.tls.yml, service: "nginx-${TLS}" }\n'
+PUBLISHED = '    ports: ["${HTTPS_PORT}:443${PROXY_PROTOCOL_FROM:+4}"]\n'
 MOUNT = """      # The folder, not the file: a file would stay the old one when another is renamed into its place.
       - type: bind
         source: ${TLS_FOLDER}
@@ -36,6 +42,10 @@ MOUNT = """      # The folder, not the file: a file would stay the old one when 
 
 def tls(name: str, does: str, default: str, change: str, before: str, after: str, proof: str) -> Setting:
     return Setting([f"tls.conf: {name}"], does, default, change, [(TLS, before, after)], [proof])
+
+
+def acme(name: str, does: str, default: str, change: str, before: str, after: str, proof: str) -> Setting:
+    return Setting([f"{COMPOSE}: services.acme.{name}"], does, default, change, [(COMPOSE, before, after)], [proof])
 
 
 def included(part: str, where: str, does: str, indent: str) -> Setting:
@@ -298,7 +308,7 @@ SETTINGS: list[Setting | Unproven] = [
         "The port of the host on which the site answers by HTTPS.",
         "none",
         "removed",
-        [(COMPOSE_TLS, '    ports: ["${HTTPS_PORT}:443${PROXY_PROTOCOL_FROM:+4}"]\n', "")],
+        [(COMPOSE_TLS, PUBLISHED, "")],
         [f"{SEEN}[compose-HTTP/1.1]"],
         breaks_start=True,
     ),
@@ -310,5 +320,122 @@ SETTINGS: list[Setting | Unproven] = [
         [(COMPOSE_TLS, MOUNT, "")],
         [f"{SEEN}[compose-HTTP/1.1]"],
         breaks_start=True,
+    ),
+    Setting(
+        ["tls-server.conf: include acme.conf", "acme.conf: location /.well-known/acme-challenge/ / root"],
+        "TLS=acme: the CA's question is answered with the file that the loop has written.",
+        "none: the question goes to the app",
+        "removed",
+        [(SERVER, "include ${NGINX_RUN}/acme.conf;\n", "")],
+        [f"{FRESH}[native]"],
+    ),
+    Setting(
+        ["acme.conf: location /.well-known/acme-challenge/ / default_type"],
+        "The answer is text.",
+        "text/plain, or what nginx.conf has",
+        "removed",
+        [("nginx/templates/acme.conf.template", "    default_type text/plain;\n", "")],
+        [f"{ACME}test_an_answer_for_the_ca_is_text[native]"],
+    ),
+    Setting(
+        ["docker-compose.yml: services.acme.profiles", ".env: COMPOSE_PROFILES"],
+        "The container that asks the CA is there with TLS=acme alone.",
+        "none: it is always there",
+        "removed",
+        [(COMPOSE, "    profiles: [acme]\n", "")],
+        [f"{PROOFS}test_without_tls_the_containers_know_nothing_of_it"],
+    ),
+    acme(
+        "<<",
+        "It is hardened as the others are.",
+        "none of it",
+        "removed",
+        "  acme:\n    <<: *hardened\n",
+        "  acme:\n",
+        ALONE,
+    ),
+    Setting(
+        ["docker-compose.yml: services.acme.networks.ca", "docker-compose.yml: networks.ca"],
+        "The way out to the CA, which no other container has.",
+        "a network of all services",
+        "nginx has it too",
+        [(COMPOSE, "    networks: [edge, app, load]\n", "    networks: [edge, app, load, ca]\n")],
+        [ALONE],
+    ),
+    Setting(
+        ["docker-compose.yml: services.acme.volumes", "docker-compose.yml: volumes.certificates",
+         "docker-compose.yml: volumes.acme", "docker-compose.tls.yml: services.nginx-acme.volumes"],
+        "nginx reads what the loop publishes, and cannot write there; the account is the loop's alone.",
+        "none",
+        "nginx may write",
+        [(COMPOSE_TLS, '["certificates:/certificates:ro"]', '["certificates:/certificates"]')],
+        [ALONE],
+    ),
+    acme(
+        "tmpfs",
+        "Certbot's temporary files: the root file system is read-only.",
+        "none",
+        "removed",
+        '    volumes: ["certificates:/certificates", "acme:/acme"]\n    tmpfs: ["/tmp:size=16m"]\n',
+        '    volumes: ["certificates:/certificates", "acme:/acme"]\n',
+        f"{FRESH}[compose]",
+    ),
+    acme(
+        "depends_on.nginx",
+        "It asks once nginx can answer the CA: the first try is not in vain, and nobody waits for a second.",
+        "all start at once",
+        "removed",
+        "      ACME_CHECK_SECONDS:\n    depends_on:\n      nginx: { condition: service_healthy }\n",
+        "      ACME_CHECK_SECONDS:\n",
+        f"{FRESH}[compose]",
+    ),
+    acme(
+        "deploy.resources.limits",
+        "What goes wrong in it takes no more memory than this.",
+        "no limit",
+        "removed",
+        "    deploy:\n      resources:\n        limits: { memory: 256m }\n",
+        "",
+        ALONE,
+    ),
+    Setting(
+        ["docker-compose.tls.yml: services.nginx-acme.ports"],
+        "The port of the host on which the site answers by HTTPS.",
+        "none",
+        "removed",
+        [(COMPOSE_TLS, f"  nginx-acme:\n{PUBLISHED}", "  nginx-acme:\n")],
+        [f"{FRESH}[compose]"],
+    ),
+    Setting(
+        [".env: ACME_NAMES"],
+        "The names of the certificate.",
+        "none",
+        "the first of them alone",
+        [(RENEW, '",".join(environ["ACME_NAMES"].split())', 'environ["ACME_NAMES"].split()[0]')],
+        [f"{FRESH}[native]"],
+    ),
+    Setting(
+        [".env: ACME_DIRECTORY"],
+        "The CA that is asked.",
+        "certbot's own: Let's Encrypt",
+        "the default",
+        [(RENEW, '"--server", environ["ACME_DIRECTORY"], ', "")],
+        [f"{FRESH}[native]"],
+    ),
+    Setting(
+        [".env: ACME_EMAIL"],
+        "An address that the CA can write to; where it is empty the CA gets none.",
+        "certbot asks for it, and a loop cannot answer",
+        "none is given, and none declined",
+        [(RENEW, ' else ["--register-unsafely-without-email"]', " else []")],
+        [f"{FRESH}[native]"],
+    ),
+    Setting(
+        [".env: ACME_CHECK_SECONDS"],
+        "How often is looked whether the certificate is to be renewed, and the longest pause after a failure.",
+        "none",
+        "an hour",
+        [(RENEW, 'int(environ["ACME_CHECK_SECONDS"])', "3600")],
+        [ASKED],
     ),
 ]  # fmt: skip
