@@ -54,6 +54,15 @@ class Site:
             self.stack.environ["COMPOSE_FILE"] += f":{self.files}/override.yml"
         self.stack.environ["ACME_DIRECTORY"] = f"https://{host}:{self.authority.port}/dir"
 
+        self.stack.trust = self.trust  # type: ignore[method-assign]
+
+    def trust(self, *protocols: str) -> ssl.SSLContext:
+        """Trusts the authority, whatever name its certificate is for."""
+        context = self.authority.issuers()
+        context.check_hostname = False
+        context.set_alpn_protocols(list(protocols))
+        return context
+
     def log(self) -> list[str]:
         """What the loop has said."""
         if self.stack.way == "compose":
@@ -210,9 +219,7 @@ def test_a_renewal_under_load_loses_nothing(way: str, version: str) -> None:
         site.authority.start()
         opened.enter_context(contextmanager(started)(site.stack))
         first = until("a certificate", site.served)
-        trust = site.authority.issuers()
-        trust.check_hostname = False
-        trust.set_alpn_protocols(["h2" if version == "HTTP/2" else "http/1.1"])
+        trust = site.trust("h2" if version == "HTTP/2" else "http/1.1")
         kind = http2.Connections if version == "HTTP/2" else open_loop.Connections
         with OpenLoop(site.stack, RATE, connections=kind(site.stack.https_port, trust)) as running:
             until("the renewal", lambda: site.served() not in (None, first), 3 * DEADLINE)
