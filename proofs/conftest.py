@@ -58,13 +58,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def native_stack() -> Iterator[Stack]:
-    yield from started(Stack("native", "native", ENABLE_LAB="1"))
+    yield from started(Stack("native", "native", ENABLE_LAB="1", LOCUST="on"))
 
 
 @pytest.fixture(scope="session")
 def compose_stack() -> Iterator[Stack]:
     require_engine()
-    yield from started(Stack("compose", "compose", ENABLE_LAB="1"))
+    yield from started(Stack("compose", "compose", ENABLE_LAB="1", LOCUST="on"))
 
 
 def started(stack: Stack, prepare: Callable[[Stack], None] = lambda stack: None) -> Iterator[Stack]:

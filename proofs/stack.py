@@ -33,6 +33,7 @@ SMALL_BUDGET = {
     "APP_REPLICAS": "1",
     "ENABLE_LAB": "0",
     "IPV6": "true",
+    "LOCUST": "off",
     "FORWARDED_HEADERS_FROM": "",
     "PROXY_PROTOCOL_FROM": "",
     "SERVER_NAMES": "~.",

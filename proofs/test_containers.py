@@ -148,7 +148,7 @@ def test_nothing_of_the_build_is_left_in_the_image(compose_stack: Stack) -> None
 def changing_stack() -> Iterator[Stack]:
     """A stack whose containers come and go."""
     require_engine()
-    yield from started(Stack("compose", "changing"))
+    yield from started(Stack("compose", "changing", LOCUST="on"))
 
 
 @pytest.fixture(scope="module")

@@ -121,6 +121,7 @@ def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
             rows = {
                 row: f"2001:db8:ffff::/48 {machine.ipv4(2)} {machine.ipv4(9)}",
                 "CLIENT_MAX_REQUESTS_IN_FLIGHT": "2",
+                "LOCUST": "on",
             }
             stack = Stack(
                 way, f"balanced-{kind}", **rows, CLIENT_MAX_UPLOADS_IN_FLIGHT="1", APP_MODULE="app.demo.main:app"
@@ -256,7 +257,9 @@ def test_https_through_the_balancer_is_that_of_its_client(way: str, kind: str) -
     with outside() as machine, ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         certificate(folder)
-        stack = Stack(way, f"balanced-tls-{kind}", **{row: machine.ipv4(2)}, TLS="files", TLS_FOLDER=str(folder))
+        stack = Stack(
+            way, f"balanced-tls-{kind}", **{row: machine.ipv4(2)}, TLS="files", TLS_FOLDER=str(folder), LOCUST="on"
+        )
         # nginx's user in its container reads it.
         folder.chmod(0o755)
         (folder / "site.pem").chmod(0o644)

@@ -93,6 +93,8 @@ def test_make_users_writes_a_load_test_for_an_app_from_its_schema(way: str) -> N
     stack = Stack(way, "users", files={"app/shop.py": SHOP}, APP_MODULE="app.shop:app")
     try:
         stack.up()
+        # LOCUST=off: a load test brings its own.
+        assert socket.socket().connect_ex(("127.0.0.1", stack.locust_port)) != 0, "Locust's web UI is there"
         foreign = stack.make("loadtest", **SMALL, **EASY)
         assert foreign.returncode == 2, foreign
         for words in ("GET /items: status 404", "POST /orders: status 404", "make users"):

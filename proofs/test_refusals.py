@@ -47,7 +47,7 @@ BROKEN = {
 @pytest.fixture
 def native() -> Iterator[Stack]:
     """A native stack that no test gets to run."""
-    stack = Stack("native", "refused")
+    stack = Stack("native", "refused", LOCUST="on")
     yield stack
     stack.down()
 

@@ -44,7 +44,7 @@ pytestmark = [pytest.mark.usefixtures("stopping", "frozen"), pytest.mark.xdist_g
 def bare() -> Iterator[Stack]:
     """A stack that is built and not started: each test starts what it needs."""
     require_engine()
-    stack = Stack("compose", "bare", **ROWS)
+    stack = Stack("compose", "bare", **ROWS, LOCUST="on")
     try:
         stack.compose("build", "--quiet")
         yield stack

@@ -52,8 +52,8 @@ def run(command: str) -> int:
         say(f"{name}: {reason}")
         start = time.monotonic()
         module.up(settings, table)
-        say(f"up after {time.monotonic() - start:.1f} s: {settings.url()}/ (nginx), "
-            f"http://localhost:{settings.locust_ui_port}/ (Locust)")  # fmt: skip
+        locust = f", http://localhost:{settings.locust_ui_port}/ (Locust)" if settings.locust == "on" else ""
+        say(f"up after {time.monotonic() - start:.1f} s: {settings.url()}/ (nginx){locust}")
     elif command == "down":
         module.down(settings)
     elif command == "deploy" and module is compose:

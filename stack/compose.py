@@ -86,15 +86,17 @@ def _up(settings: StackSettings) -> None:
     there = containers()
     fresh = not there
     if fresh:
-        wanted = [("HTTP_PORT", settings.http_port), ("LOCUST_UI_PORT", settings.locust_ui_port)]
-        if settings.tls != "off":
-            wanted.append(("HTTPS_PORT", settings.https_port))
-        for name, port in wanted:
+        for name, port in settings.published():
             if accepts(port):
                 raise Failure(f"{name}={port}: the port is in use; stop what listens there, or: make up {name}=…")
-    if settings.tls != "acme" and any(container["Service"] == "acme" for container in there):
-        # Compose leaves what a profile no longer has.
-        run("--profile", "acme", "rm", "--stop", "--force", "acme")
+    # Compose leaves what a profile no longer has.
+    optional = {
+        "acme": settings.tls == "acme",
+        "locust": settings.locust == "on",
+        "locust-worker": settings.locust == "on",
+    }
+    if gone := [container["Service"] for container in there if not optional.get(container["Service"], True)]:
+        run("--profile", "*", "rm", "--stop", "--force", *dict.fromkeys(gone))
     # Not `up --build`: a failed build must leave what runs as it is.
     run("build", "--quiet")
     try:

@@ -82,22 +82,26 @@ def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str
 def commands(settings: StackSettings) -> dict[str, str]:
     """The stack's processes by name, as shell commands; `exec`, so that signals reach them and not a shell."""
     run = folder()
-    # After the app, as in Compose: its imports would take the CPU from those of the workers.
-    after = f"exec {BIN}/python -m stack.after http://127.0.0.1:{settings.app_port}/readyz"
-    locust = f"{after} {BIN}/locust -f {ROOT}/loadtest/locustfile.py"
     # Started as root, nginx would give its workers to "nobody", who cannot reach a folder that is root's own.
     user = "user root; " if os.getuid() == 0 else ""
-    # Once nginx can answer the CA.
-    after_nginx = f"exec {BIN}/python -m stack.after http://127.0.0.1:{settings.http_port}/nginx-health"
-    acme: dict[str, str] = {"acme": f"{after_nginx} {BIN}/python -m renew"} if settings.tls == "acme" else {}
-    return acme | {
+    found = {
         "app": f"exec {BIN}/python -m app.server",
         "nginx": f"exec {nginx()} -e stderr -c {run}/nginx/nginx.conf -g '{user}daemon off;'",
-        "locust": f"{locust} --master --master-bind-port {settings.locust_master_port} "
-        f"--host http://127.0.0.1:{settings.http_port} --class-picker "
-        f"--web-host 127.0.0.1 --web-port {settings.locust_ui_port}",
-        "locust-worker": f"{locust} --worker --master-port {settings.locust_master_port}",
     }
+    after = f"exec {BIN}/python -m stack.after http://127.0.0.1"
+    if settings.tls == "acme":
+        # Once nginx can answer the CA.
+        found["acme"] = f"{after}:{settings.http_port}/nginx-health {BIN}/python -m renew"
+    if settings.locust == "on":
+        # After the app, as in Compose: its imports would take the CPU from those of the workers.
+        locust = f"{after}:{settings.app_port}/readyz {BIN}/locust -f {ROOT}/loadtest/locustfile.py"
+        found["locust"] = (
+            f"{locust} --master --master-bind-port {settings.locust_master_port} "
+            f"--host http://127.0.0.1:{settings.http_port} --class-picker "
+            f"--web-host 127.0.0.1 --web-port {settings.locust_ui_port}"
+        )
+        found["locust-worker"] = f"{locust} --worker --master-port {settings.locust_master_port}"
+    return found
 
 
 def take_lock() -> IO[str]:
@@ -141,10 +145,9 @@ def running() -> bool:
 
 
 def _check_ports(settings: StackSettings) -> None:
-    wanted = [("HTTP_PORT", settings.http_port), ("LOCUST_UI_PORT", settings.locust_ui_port)]
-    if settings.tls != "off":
-        wanted.append(("HTTPS_PORT", settings.https_port))
-    wanted += [("LOCUST_MASTER_PORT", settings.locust_master_port)]
+    wanted = settings.published()
+    if settings.locust == "on":
+        wanted.append(("LOCUST_MASTER_PORT", settings.locust_master_port))
     wanted += [("APP_PORT", settings.app_port + i) for i in range(settings.listeners)]
     taken: dict[int, str] = {}
     for name, port in wanted:
@@ -195,7 +198,9 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
         if supervisor.poll() is not None:
             raise Failure("a process of the stack ended")
         workers = [f"{settings.app_port + slot}/readyz" for slot in range(settings.listeners)]
-        parts = [f"{settings.http_port}/nginx-health", *workers, f"{settings.locust_ui_port}/"]
+        parts = [f"{settings.http_port}/nginx-health", *workers]
+        if settings.locust == "on":
+            parts.append(f"{settings.locust_ui_port}/")
         return all(answers(f"http://127.0.0.1:{part}") for part in parts)
 
     try:

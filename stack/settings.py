@@ -60,6 +60,7 @@ class StackSettings(MigrationSettings, Settings):
     http_port: Port
     ipv6: Literal["true", "false"]
     locust_ui_port: Port
+    locust: Literal["on", "off"]
     locust_master_port: Port
     https_port: Port
     tls_folder: Annotated[str, Field(min_length=1)]
@@ -107,6 +108,15 @@ class StackSettings(MigrationSettings, Settings):
     slo_p99_ms: Milliseconds
     slo_error_share: Annotated[float, Field(ge=0, le=1)]
     slo_min_rps: Annotated[float, Field(ge=0)]
+
+    def published(self) -> list[tuple[str, int]]:
+        """The rows and numbers of the ports that the stack takes on this machine, in both ways of running."""
+        found = [("HTTP_PORT", self.http_port)]
+        if self.locust == "on":
+            found.append(("LOCUST_UI_PORT", self.locust_ui_port))
+        if self.tls != "off":
+            found.append(("HTTPS_PORT", self.https_port))
+        return found
 
     def url(self, host: str = "localhost") -> str:
         """Where the stack is found on this machine, without a slash at its end; with TLS=acme by its first name."""

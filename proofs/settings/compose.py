@@ -473,6 +473,14 @@ SETTINGS: list[Setting | Unproven] = [
     *limits("app"),
     hardened("locust", "  locust: &locust"),
     Setting(
+        named("services.locust.profiles", "LOCUST"),
+        "With LOCUST=off the stack has no Locust.",
+        "none: it is always there",
+        "removed",
+        without("    profiles: [locust-on]"),
+        ["proofs/test_loadtest.py::test_make_users_writes_a_load_test_for_an_app_from_its_schema[compose]"],
+    ),
+    Setting(
         named("services.locust.command"),
         "This Locust is the master: it has the web UI, and workers make the load.",
         "a single Locust without workers",

@@ -161,7 +161,7 @@ SYMPTOMS = [
     ),
     Symptom(
         "308 for every request by plain HTTP",
-        "HTTPS is on: ask there; in a loop behind a load balancer, nginx does not know it: FORWARDED_HEADERS_FROM names it",
+        "HTTPS is on: ask there; where a load balancer is in front, it is a loop until FORWARDED_HEADERS_FROM names it",
         [".env: TLS", "tls-server.conf: if $stack_to_https", ".env: FORWARDED_HEADERS_FROM"],
         ["proofs/test_tls.py::test_plain_http_is_sent_to_the_same_place_by_https",
          BALANCER + "test_https_through_the_balancer_is_that_of_its_client"],

@@ -342,7 +342,7 @@ SETTINGS: list[Setting | Unproven] = [
         "The container that asks the CA is there with TLS=acme alone.",
         "none: it is always there",
         "removed",
-        [(COMPOSE, "    profiles: [acme]\n", "")],
+        [(COMPOSE, "    profiles: [tls-acme]\n", "")],
         [f"{PROOFS}test_without_tls_the_containers_know_nothing_of_it"],
     ),
     acme(
