@@ -130,7 +130,8 @@ def test_an_upload_half_sent_is_finished_by_the_worker_that_began_it() -> None:
 
 def test_an_upload_half_sent_to_nginx_goes_to_another_replica() -> None:
     require_engine()
-    stack = Stack("compose", "upload", APP_REPLICAS="2")
+    # nginx waits for the rest of the body for as long as the engine may need for its stop.
+    stack = Stack("compose", "upload", APP_REPLICAS="2", CLIENT_BODY_TIMEOUT_SECONDS=f"{DEADLINE}")
     sent = threading.Event()
 
     def body() -> Iterator[bytes]:
