@@ -118,6 +118,14 @@ def test_each_worker_has_a_port_of_its_own(odd: Stack, slot: int) -> None:
     assert pids == {pid_of(odd, slot)}, f"the port of worker {slot + 1} is answered by {len(pids)} processes"
 
 
+def test_the_master_has_imported_what_every_worker_needs(odd: Stack) -> None:
+    """By the libraries in its memory; in each worker the imports are most of the CPU of its start."""
+    master = json.loads((odd.folder / f"app-{odd.app_port}.status.json").read_text())["master"]
+    maps = Path(f"/proc/{master}/maps").read_text()
+    missing = [name for name in ("uvloop/loop.", "httptools/parser/", "websockets/speedups.") if name not in maps]
+    assert not missing, f"each worker imports {missing}"
+
+
 def test_a_control_socket_is_not_opened(odd: Stack) -> None:
     found = sorted(path.name for path in Path(odd.environ["XDG_RUNTIME_DIR"]).rglob("*"))
     assert not found, f"the master takes commands at a socket: {found}"

@@ -8,6 +8,14 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+# For the workers: imported in each of them after its fork, these are most of the CPU of its start. Your own code is not
+# imported here, so a reload takes it new.
+import fastapi  # noqa: F401
+import uvicorn.lifespan.on
+import uvicorn.loops.uvloop
+import uvicorn.protocols.http.httptools_impl
+import uvicorn.protocols.websockets.auto  # noqa: F401
+
 from app.server import budget, logs, networks, space
 from app.server.settings import Settings, SettingsError, read
 
