@@ -32,7 +32,7 @@ from proofs.conftest import require_engine
 from proofs.open_loop import BODY
 from proofs.stack import DEADLINE, Stack, until
 from stack import native
-from stack.render import SINCE, render
+from stack.render import render
 from stack.settings import GIVEN, StackSettings, rows
 
 # Mozilla's intermediate profile, by the kind of the certificate's key.
@@ -51,6 +51,9 @@ ROWS |= {
 
 
 BOTH = [pytest.param(way, marks=pytest.mark.xdist_group(way)) for way in ("native", "compose")]
+
+
+NATIVELY, IN_COMPOSE = (pytest.mark.parametrize("secure", [way], indirect=True) for way in BOTH)
 
 
 @pytest.fixture(scope="module", params=BOTH)
@@ -244,11 +247,9 @@ def test_an_event_arrives_before_the_next_is_sent(secure: Stack, version: str) -
         assert received < next_sent, f"an event came {received - next_sent:.2f} s after the next was sent"
 
 
+@NATIVELY
 def test_a_load_test_is_sent_to_https_and_runs(secure: Stack) -> None:
-    if secure.way == "compose":
-        pytest.skip(
-            "the redirect names the published port, which Locust inside the networks cannot reach (docs/https.md)"
-        )
+    """Not in Compose: the redirect names the published port, which is not there inside the networks (docs/https.md)."""
     done = secure.make(
         "loadtest", LOADTEST_SECONDS="2", LOADTEST_USERS="2", LOADTEST_WARMUP_SECONDS="0", LOADTEST_PROCESSES="1",
         LOADTEST_MODULE="loadtest.demo", LOADTEST_SHAPE="closed", SLO_ERROR_SHARE="0", SLO_MIN_RPS="0.1",
@@ -483,9 +484,8 @@ def test_a_new_certificate_is_served_without_a_reload_and_cuts_nobody_off(secure
     assert nginx_workers(secure) == workers
 
 
+@IN_COMPOSE  # natively nginx may be older than the directive
 def test_a_certificate_is_read_once_a_second_and_not_at_each_handshake(secure: Stack) -> None:
-    if secure.way == "native" and native.nginx_version(native.nginx()) < SINCE["ssl_certificate_cache"]:
-        pytest.skip("this nginx has no ssl_certificate_cache")
     handshakes = 300
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
