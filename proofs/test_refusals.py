@@ -284,12 +284,21 @@ def test_a_check_looks_at_the_certificate(native: Stack, tmp_path: Path) -> None
     assert "ok      the certificate: localhost, until 20" in native.make("check", TLS="files", TLS_FOLDER=folder).stdout
 
 
+ACME = {"TLS": "acme", "ACME_NAMES": "a.test", "ACME_DIRECTORY": "https://ca.test/directory"}
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [({"HSTS_SECONDS": "600"}, ["HSTS_SECONDS=600 with TLS=off", "set HSTS_SECONDS=0, or TLS=files"]),
      ({"TLS": "files", "HTTPS_PORT": "HTTP_PORT"}, ["HTTPS_PORT=", "is HTTP_PORT too"]),
-     ({"TLS": "on"}, ["TLS=on", "'off' or 'files'"])],
-    ids=["hsts", "port", "value"],
+     ({"TLS": "on"}, ["TLS=on", "'off', 'files' or 'acme'"]),
+     (ACME | {"ACME_NAMES": ""}, ["ACME_NAMES is empty with TLS=acme", "set it to the names"]),
+     (ACME | {"ACME_NAMES": "*.a.test"}, ["ACME_NAMES=*.a.test", "no certificate for a wildcard"]),
+     (ACME | {"SERVER_NAMES": "*.b.test"}, ["ACME_NAMES has a.test, which SERVER_NAMES=*.b.test has not"]),
+     (ACME | {"ACME_DIRECTORY": "http://ca.test"}, ["ACME_DIRECTORY=http://ca.test", "must be the https:// address"]),
+     (ACME | {"ACME_EMAIL": "nobody"}, ["ACME_EMAIL=nobody", "must be an address for mail, or empty"]),
+     (ACME | {"ACME_DIRECTORY": "https://acme-v02.api.letsencrypt.org/directory"}, ["HTTP_PORT=", "asks on port 80"])],
+    ids=["hsts", "port", "value", "no-name", "wildcard", "foreign", "directory", "mail", "http-port"],
 )  # fmt: skip
 def test_rows_of_https_that_do_not_go_together_are_refused(
     native: Stack, rows: dict[str, str], said: list[str]

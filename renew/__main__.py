@@ -28,8 +28,10 @@ PAUSE_SECONDS = 60
 
 
 def main(environ: Mapping[str, str]) -> NoReturn:
-    """Raises SystemExit at TERM, with certbot ended."""
+    """Raises SystemExit at TERM, with certbot ended, and where there is no name to ask for."""
     names = environ["ACME_NAMES"].split()
+    if not names:
+        sys.exit("acme: ACME_NAMES is empty: set it to the names of this machine, as www.example.com")
     check_seconds = int(environ["ACME_CHECK_SECONDS"])
     state, published = Path(environ["RENEW_STATE"]), Path(environ["RENEW_PUBLISHED"])
     os.umask(0o027)  # nginx, of the same group, reads; nobody else
@@ -62,8 +64,10 @@ def live(environ: Mapping[str, str]) -> Path:
 
 
 def order(environ: Mapping[str, str]) -> None:
-    """Ask for a certificate where there is none for these names, or where it is to be renewed: as the CA says, or late
-    in its life. Raises OrderError."""
+    """Ask for a certificate where there is none for these names, or it is time for a new one.
+
+    Raises OrderError.
+    """
     state = environ["RENEW_STATE"]
     email = environ["ACME_EMAIL"]
     account = ["--email", email] if email else ["--register-unsafely-without-email"]

@@ -45,7 +45,7 @@ def write(settings: StackSettings) -> None:
     if FILE.exists():
         raise Failure("loadtest/users.py exists, and it is yours: move it away, then make users")
     url = f"{settings.url('127.0.0.1')}{os.environ.get('OPENAPI') or '/openapi.json'}"
-    context = None if settings.tls == "off" else certificate.trusting(settings)
+    context = certificate.trusting(settings) if settings.tls == "files" else None
     schema = _schema(url, context)
     app = re.sub(r"[\s\\\"']+", " ", str(schema.get("info", {}).get("title", "this app"))).strip()
     methods, left_out = _methods(schema, url)

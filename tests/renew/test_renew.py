@@ -99,6 +99,11 @@ def test_the_pause_after_a_failure_grows_and_a_success_ends_it(
     assert "tls_certificate_failures 1\n" in (tmp_path / "published/site.prom").read_text()
 
 
+def test_without_a_name_it_says_so_and_ends(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="ACME_NAMES is empty"):
+        renew.main({"ACME_NAMES": ""})
+
+
 def test_a_folder_that_is_full_leaves_what_is_published(tmp_path: Path) -> None:
     key = certificates.make_key()
     folder = live(tmp_path, certificates.private(key), certificates.certificate(key, -1, 30, "a.test"))
