@@ -27,7 +27,7 @@ from websockets.sync.client import connect
 
 from app.server import space
 from app.server.settings import read
-from proofs import certificates, http2
+from proofs import certificates, floods, http2
 from proofs.conftest import require_engine
 from proofs.open_loop import BODY
 from proofs.stack import DEADLINE, Stack, until
@@ -337,6 +337,24 @@ def test_600_half_handshakes_hold_what_the_budget_says_keep_nobody_out_and_are_c
         for connection in connections:
             with contextlib.suppress(ConnectionResetError):
                 assert connection.recv(1) == b"", "the handshake goes on"
+
+
+@pytest.mark.parametrize("name", floods.FLOODS)
+def test_a_flood_is_ended_and_a_bystander_is_served(secure: Stack, name: str) -> None:
+    workers, before = nginx_workers(secure), held(secure)
+    with ThreadPoolExecutor(1) as attacker, secure.client() as bystander:
+        flood = attacker.submit(floods.run, name, secure.https_port, secure.trust("h2"))
+        while True:
+            over = flood.done()
+            assert bystander.get("/").status_code == 200
+            if over:
+                break
+    flood.result()
+    taken = sum(f"flood={name}" in line["uri"] for line in secure.access_log())
+    assert taken < floods.COUNT / 100, f"nginx took {taken} requests of one client in one go"
+    assert nginx_workers(secure) == workers
+    more = held(secure) - before
+    assert more < space.MIB, f"the flood has left {more / space.KIB:.0f} KiB in nginx"
 
 
 def half_a_hello() -> bytes:
