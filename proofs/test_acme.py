@@ -210,7 +210,7 @@ def figure(site: Site, name: str) -> float:
 
 
 @pytest.mark.xdist_group("load")
-@pytest.mark.parametrize(("way", "version"), [("native", "HTTP/1.1"), ("compose", "HTTP/2")])
+@pytest.mark.parametrize(("way", "version"), [("native", "HTTP/2"), ("compose", "HTTP/1.1")])
 def test_a_renewal_under_load_loses_nothing(way: str, version: str) -> None:
     """And where the CA is gone afterwards, what is published serves on."""
     with ExitStack() as opened:
