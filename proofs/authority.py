@@ -94,7 +94,17 @@ class Authority:
 
     def _run(self, part: str, image: str, *words: str) -> None:
         name = f"{self.name}-{part}"
-        settings = ["--network", "host", "--volume", f"{self.folder}:/proof:ro", "--env", "PEBBLE_VA_NOSLEEP=1"]
+        settings = [
+            "--network",
+            "host",
+            "--volume",
+            f"{self.folder}:/proof:ro",
+            "--env",
+            "PEBBLE_VA_NOSLEEP=1",
+            # By itself it refuses one in twenty, and certbot gives up at the second.
+            "--env",
+            "PEBBLE_WFE_NONCEREJECT=0",
+        ]
         subprocess.run(
             ["docker", "run", "--detach", "--name", name, *settings, image, *words], check=True, capture_output=True
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,19 @@ def run(*arguments: str, check: bool = True) -> int:
     if check and status:
         raise Failure(f"docker compose {' '.join(arguments)}: exit status {status}")
     return status
+
+
+def build(*services: str) -> None:
+    """Build the images of these services, or of all. Raises Failure when that fails.
+
+    One at a time on this machine: of two builds at once, of two trees, one image lacked some of its files.
+    """
+    folder = os.open(tempfile.gettempdir(), os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        run("build", "--quiet", *services)
+    finally:
+        os.close(folder)
 
 
 def containers(service: str = "") -> list[dict[str, Any]]:
@@ -98,7 +113,7 @@ def _up(settings: StackSettings) -> None:
     if gone := [container["Service"] for container in there if not optional.get(container["Service"], True)]:
         run("--profile", "*", "rm", "--stop", "--force", *dict.fromkeys(gone))
     # Not `up --build`: a failed build must leave what runs as it is.
-    run("build", "--quiet")
+    build()
     try:
         migrate(settings)
     except (Failure, KeyboardInterrupt):
@@ -198,7 +213,7 @@ def loadtest(settings: StackSettings, table: dict[str, str]) -> int:
     del settings, table
     reports = ROOT / "reports"
     reports.mkdir(exist_ok=True)
-    run("build", "--quiet", "locust")  # the requests of loadtest/ as they are now
+    build("locust")  # the requests of loadtest/ as they are now
     command = ["run", "--rm", "--no-deps", "--user", f"{os.getuid()}:{os.getgid()}"]
     command += ["--volume", f"{reports}:/reports", "--workdir", "/srv"]
     if not sys.stdout.isatty():

@@ -26,7 +26,7 @@ def deploy(settings: StackSettings) -> None:
         if not old:
             raise Failure("no stack is running, so there is nothing to replace; make up starts one")
         before = _inspect(old[0])
-        compose.run("build", "--quiet", "app", "migrate")
+        compose.build("app", "migrate")
         try:
             compose.migrate(settings, "--no-deps")
         except (Failure, KeyboardInterrupt):
