@@ -109,8 +109,7 @@ def test_a_fresh_machine_has_its_certificate_without_a_restart(site: Site) -> No
     assert (seen["scheme"], seen["host"]) == ("https", headers["Host"])
     if site.stack.way == "compose":
         (nginx,) = site.stack.containers("nginx")
-        count = subprocess.check_output(["docker", "inspect", "-f", "{{.RestartCount}}", nginx], text=True)
-        assert count.strip() == "0"
+        assert site.stack.inspect(nginx)["RestartCount"] == 0
 
 
 @pytest.mark.parametrize(
@@ -153,20 +152,12 @@ def test_the_key_is_nginxs_alone_and_the_way_out_is_the_loops_alone(site: Site) 
         assert " /acme " not in mounts, f"{service} has the account"
         assert (" /certificates " in mounts) == (service == "nginx"), service
         assert len(stack.compose("exec", service, "cat", "/proc/net/route").splitlines()) > 1
-    attached = {
-        service: subprocess.check_output(
-            ["docker", "inspect", "-f", "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}",
-             *stack.containers(service)], text=True,
-        ).split()
-        for service in ("acme", "app", "nginx")
-    }  # fmt: skip
+    found = {service: stack.inspect(*stack.containers(service)) for service in ("acme", "app", "nginx")}
+    attached = {service: list(container["NetworkSettings"]["Networks"]) for service, container in found.items()}
     assert attached.pop("acme") == [f"{stack.project}_ca"]
     assert not [service for service, networks in attached.items() if f"{stack.project}_ca" in networks]
-    (loop,) = stack.containers("acme")
-    limited = subprocess.check_output(
-        ["docker", "inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.ReadonlyRootfs}}", loop], text=True
-    )
-    assert limited.split() == [str(256 << 20), "true"]
+    limits = found["acme"]["HostConfig"]
+    assert (limits["Memory"], limits["ReadonlyRootfs"]) == (256 << 20, True)
 
 
 @pytest.mark.parametrize("site", ["native"], indirect=True)

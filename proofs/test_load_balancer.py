@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from proofs.conftest import require_engine, started
+from proofs import certificates
+from proofs.conftest import lacks, require_engine, started
 from proofs.outside import Outside, answer, outside
 from proofs.stack import DEADLINE, Stack, until
 from proofs.test_limits import refusal, waits
@@ -67,12 +68,8 @@ EACH_WAY, EACH_KIND = pytest.mark.parametrize("way", WAYS), pytest.mark.parametr
 
 def haproxy() -> str:
     """The path of HAProxy. Skips where there is none; fails when REQUIRE_HAPROXY=1."""
-    if found := shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"):
-        return found
-    reason = "no HAProxy is installed"
-    if os.environ.get("REQUIRE_HAPROXY") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    found = shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    return found or lacks("no HAProxy is installed", "REQUIRE_HAPROXY")
 
 
 @contextmanager
@@ -115,7 +112,7 @@ def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
             if (way, kind) in behind:
                 return behind[way, kind]
             folder = tmp_path_factory.mktemp(f"{way}-{kind}")
-            certificate(folder)
+            certificates.put(folder, certificates.site())
             machine = opened.enter_context(outside())
             row, words = KINDS[kind]
             rows = {
@@ -134,14 +131,6 @@ def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
         yield get
 
 
-def certificate(folder: Path) -> None:
-    """One for localhost, in FOLDER/site.pem with its key; it is its own CA."""
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    words = [*command.split(), "-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "cert.pem"]
-    subprocess.run(words, cwd=folder, check=True, capture_output=True)
-    (folder / "site.pem").write_text((folder / "key.pem").read_text() + (folder / "cert.pem").read_text())
-
-
 @EACH_WAY
 @EACH_KIND
 def test_a_client_of_the_balancer_arrives_with_its_address_and_scheme(
@@ -149,7 +138,7 @@ def test_a_client_of_the_balancer_arrives_with_its_address_and_scheme(
 ) -> None:
     """Whatever it says of itself."""
     stack, machine, folder = balanced(way, kind)
-    tls = ssl.create_default_context(cafile=str(folder / "cert.pem"))
+    tls = ssl.create_default_context(cafile=str(folder / "site.pem"))
     for number, (client, port, scheme) in enumerate(
         [(machine.ipv4(3), 80, "http"), (machine.ipv4(4), 443, "https"), (machine.ipv6(1, 3), 80, "http")]
     ):
@@ -256,16 +245,14 @@ def test_https_through_the_balancer_is_that_of_its_client(way: str, kind: str) -
     row, words = KINDS[kind]
     with outside() as machine, ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
-        certificate(folder)
+        certificates.put(folder, certificates.site())
         stack = Stack(
             way, f"balanced-tls-{kind}", **{row: machine.ipv4(2)}, TLS="files", TLS_FOLDER=str(folder), LOCUST="on"
         )
-        # nginx's user in its container reads it.
-        folder.chmod(0o755)
-        (folder / "site.pem").chmod(0o644)
+        folder.chmod(0o755)  # nginx's user in its container reads it
         opened.enter_context(contextmanager(started)(stack))
         opened.enter_context(balancer(machine, stack, CLIENTS + words if kind == "headers" else PASSED_ON, folder))
-        tls = ssl.create_default_context(cafile=str(folder / "cert.pem"))
+        tls = ssl.create_default_context(cafile=str(folder / "site.pem"))
 
         client = machine.ipv4(3)
         connection = tls.wrap_socket(machine.connect(client, 443, machine.ipv4(2)), server_hostname="localhost")
