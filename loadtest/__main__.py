@@ -1,4 +1,4 @@
-"""`python -m loadtest FOLDER`: one headless run against TARGET_URL, its report in a new folder of FOLDER.
+"""`python -m loadtest FOLDER`: one headless run against LOCUST_HOST, its report in a new folder of FOLDER.
 
 Exit status 0: all objectives met, 1: missed, 2: could not run or not measure, 128 + n: ended by signal n.
 """

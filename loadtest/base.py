@@ -10,6 +10,8 @@ from typing import Any
 import gevent
 from locust import FastHttpUser, between
 
+from loadtest import tls
+
 # Longer than PROXY_READ_TIMEOUT_SECONDS, or the user gives up first and the proxy's 504 is never seen.
 ANSWER_TIMEOUT_SECONDS = 30.0
 
@@ -27,6 +29,9 @@ class BaseUser(FastHttpUser):
 
     abstract = True
     network_timeout = connection_timeout = ANSWER_TIMEOUT_SECONDS
+    # Default: True, and no certificate is verified.
+    insecure = False
+    ssl_context_factory = staticmethod(tls.context)
 
     def call(
         self,

@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import ssl
 import sys
 import time
 from dataclasses import asdict
@@ -10,13 +11,13 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import HTTPRedirectHandler, ProxyHandler, build_opener
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, build_opener
 
 import locust
 from locust.env import Environment
 from locust.stats import RequestStats
 
-from loadtest import report
+from loadtest import report, tls
 from loadtest.base import BaseUser, ModuleError, users
 from loadtest.load import CouldNotRun, Load
 from loadtest.objectives import COULD_NOT_RUN, Measured, evaluate, verdict
@@ -54,13 +55,19 @@ class NoRedirect(HTTPRedirectHandler):
 
 
 def check_answers(target: str) -> None:
-    """Raises CouldNotRun unless the target answers with anything but a server error; a redirect to HTTPS is one."""
+    """Raises CouldNotRun unless the target answers with anything but a server error, and its certificate is right."""
+    https = [HTTPSHandler(context=tls.context())] if target.startswith("https:") else []
     try:
-        build_opener(ProxyHandler({}), NoRedirect).open(f"{target}/", timeout=5).close()
+        build_opener(ProxyHandler({}), NoRedirect, *https).open(f"{target}/", timeout=5).close()
     except HTTPError as error:
         if error.code >= 500:
             raise CouldNotRun(f"{target} answers with status {error.code}: see `make ps` and `make logs`") from None
     except (OSError, HTTPException) as error:
+        if isinstance(why := getattr(error, "reason", None), ssl.SSLCertVerificationError):
+            raise CouldNotRun(
+                f"{target}: a visitor of {tls.context().name} does not trust the certificate: {why.verify_message}; it "
+                "must have that name, the first of SERVER_NAMES, and be a public CA's or in TLS_FOLDER/trusted"
+            ) from None
         raise CouldNotRun(f"{target} does not answer ({getattr(error, 'reason', error)}): try `make up`") from None
 
 

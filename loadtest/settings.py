@@ -1,5 +1,6 @@
-"""Reads LOADTEST_*, SLO_* and TARGET_URL from the environment; every wrong one is named in a line of its own."""
+"""Reads LOADTEST_*, SLO_* and LOCUST_HOST from the environment; every wrong one is named in a line of its own."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -50,9 +51,9 @@ def read(environment: Mapping[str, str]) -> Settings:
             wrong.append(_line(name, text, f"a whole number from {least} to {most}"))
         return value
 
-    target = environment.get("TARGET_URL", "").rstrip("/")
+    target = environment.get("LOCUST_HOST", "").rstrip("/")
     if not _is_http(target):
-        wrong.append(_line("TARGET_URL", target, "the address of the stack, such as http://127.0.0.1:80"))
+        wrong.append(_line("LOCUST_HOST", target, "the address of the stack, such as http://127.0.0.1:80"))
     module = environment.get("LOADTEST_MODULE", "")
     if not module:
         wrong.append(_line("LOADTEST_MODULE", module, "a module: loadtest.demo, or loadtest.users from `make users`"))
@@ -85,6 +86,18 @@ def read(environment: Mapping[str, str]) -> Settings:
     if wrong:
         raise SettingsError("\n".join(wrong))
     return settings
+
+
+def plain_names(server_names: str) -> list[str]:
+    """Those of SERVER_NAMES that are host names, without wildcards and regular expressions."""
+    return [name for name in server_names.split() if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name)]
+
+
+def visited_name(environment: Mapping[str, str]) -> str:
+    """The name that visitors ask for by HTTPS: the first of ACME_NAMES, else of SERVER_NAMES, else localhost."""
+    return next(
+        iter(plain_names(" ".join(environment.get(row, "") for row in ("ACME_NAMES", "SERVER_NAMES")))), "localhost"
+    )
 
 
 def _is_http(url: str) -> bool:

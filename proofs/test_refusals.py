@@ -189,7 +189,7 @@ def test_port_80_without_the_right_to_it_says_what_to_type(native: Stack) -> Non
 def test_a_load_test_of_a_stack_that_is_down_says_so(native: Stack, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "loadtest", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60,
-        env=native.environ | row_table(native) | {"TARGET_URL": native.url},
+        env=native.environ | row_table(native) | {"LOCUST_HOST": native.url},
     )  # fmt: skip
     assert (done.returncode, "make up" in done.stderr) == (2, True), done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import socket
 import ssl
 import struct
@@ -31,6 +32,7 @@ from proofs import certificates, floods, http2
 from proofs.conftest import require_engine
 from proofs.open_loop import BODY
 from proofs.stack import DEADLINE, Stack, until
+from proofs.test_loadtest import EASY, SMALL, left_by
 from stack import native
 from stack.render import render
 from stack.settings import GIVEN, StackSettings, rows
@@ -40,7 +42,7 @@ CIPHERS = {
     kind: {f"ECDHE-{kind}-{cipher}" for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")}
     for kind in ("ECDSA", "RSA")
 }
-ROWS = {"TLS": "files", "SERVER_NAMES": "example.com", "HSTS_SECONDS": "600"}
+ROWS = {"TLS": "files", "SERVER_NAMES": "example.com", "HSTS_SECONDS": "600", "LOCUST": "on"}
 # So few requests that 128 streams are more; time for half a handshake; a buffer that is not the kernel's own default.
 ROWS |= {
     "CLIENT_SOCKET_BUFFER_BYTES": "32768",
@@ -139,9 +141,11 @@ def test_what_has_no_certificate_of_its_own_is_told_how_to_trust_the_one_that_wa
         try:
             done = stack.make("up")
             assert done.returncode == 0, done.stderr
-            file = f"{empty}/new/site.pem"
+            file, public = f"{empty}/new/site.pem", Path(f"{empty}/new/trusted/localhost.pem")
             assert f"one for localhost is in {file}" in done.stdout
-            assert f"curl does with --cacert {file}" in done.stdout
+            assert f"curl does with --cacert {public}" in done.stdout
+            httpx.get(f"{stack.url}/", verify=ssl.create_default_context(cafile=public)).raise_for_status()
+            assert "PRIVATE KEY" not in public.read_text()
             assert f"https://localhost:{stack.https_port}/ (nginx)" in done.stdout
             assert Path(file).stat().st_mode & 0o077 == 0, "others may read the key"
             before = Path(file).read_bytes()
@@ -149,6 +153,43 @@ def test_what_has_no_certificate_of_its_own_is_told_how_to_trust_the_one_that_wa
             assert Path(file).read_bytes() == before
         finally:
             stack.down()
+
+
+def test_a_load_test_asks_by_https_and_verifies_the_certificate(secure: Stack, original: Path) -> None:
+    """As a visitor of the first of SERVER_NAMES does, whatever the address; and no request is a redirect."""
+    done = secure.make("loadtest", **SMALL, **EASY)
+    shutil.rmtree(left_by(done))
+    assert done.returncode == 0, done
+    mine = [line for line in secure.access_log() if "gevent" in line["user_agent"]]
+    assert len(mine) > 10, f"the load test's requests are not in the log: {len(mine)}"
+    assert {line["status"] for line in mine} <= {200, 201}
+    for names in ((), ("localhost",)):  # of nobody that is trusted; and trusted, for another name
+        key = certificates.make_key()
+        pem = certificates.certificate(key, -1, 30, *names)
+        put_for_all(secure, certificates.private(key) + pem)
+        if names:
+            (original / "trusted/mine.pem").write_bytes(pem)
+        refused = secure.make("loadtest", **SMALL, **EASY)
+        assert (refused.returncode, refused.stdout) == (2, ""), refused
+        assert "a visitor of example.com does not trust the certificate" in refused.stderr, refused
+        assert ("mismatch" in refused.stderr) == bool(names), refused
+
+
+def test_the_web_ui_makes_its_load_by_https(secure: Stack) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{secure.locust_port}", timeout=DEADLINE) as locust:
+
+        def total() -> dict[str, Any]:
+            found: dict[str, Any] = locust.get("/stats/requests").json()["stats"][-1]
+            return found
+
+        until("a worker of Locust", lambda: locust.get("/stats/requests").json()["workers"])
+        form = {"user_count": 5, "spawn_rate": 5, "user_classes": "ClosedLoopUser"}
+        assert locust.post("/swarm", data=form).json()["success"]
+        try:
+            until("answers", lambda: total()["num_requests"] > 50)
+            assert total()["num_failures"] == 0, locust.get("/stats/requests").json()["errors"]
+        finally:
+            locust.get("/stop")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from loadtest.settings import plain_names
 from renew import pem
 from stack.console import Failure, say
 from stack.settings import ROOT, StackSettings
@@ -38,8 +39,13 @@ def path(settings: StackSettings) -> Path:
     return folder(settings) / "site.pem"
 
 
+def trusted(settings: StackSettings) -> Path:
+    """The folder of certificates, without keys, that the load test trusts besides those of public CAs."""
+    return ROOT / settings.tls_folder / "trusted"
+
+
 def prepare(settings: StackSettings, *, in_compose: bool) -> None:
-    """Make a certificate for localhost where there is none, and check what there is.
+    """Make a certificate for localhost and SERVER_NAMES where there is none, and check what there is.
 
     Raises Failure with one line where it cannot be used.
     """
@@ -47,9 +53,11 @@ def prepare(settings: StackSettings, *, in_compose: bool) -> None:
         return
     file = path(settings)
     if not file.exists():
-        _make(file, in_compose=in_compose)
-        say(f"no certificate was there, so one for localhost is in {file}")
-        say(f"browsers warn of it until they trust it: docs/https.md; curl does with --cacert {file}")
+        public = trusted(settings) / "localhost.pem"
+        names = ["localhost", *plain_names(settings.server_names)]
+        _make(file, public, names, in_compose=in_compose)
+        say(f"no certificate was there, so one for {' '.join(names)} is in {file}")
+        say(f"browsers warn of it until they trust {public}: docs/https.md; curl does with --cacert {public}")
     check(settings, in_compose=in_compose)
 
 
@@ -125,13 +133,13 @@ def _may_read(found: os.stat_result) -> bool:
     )
 
 
-def _make(file: Path, *, in_compose: bool) -> None:
-    """A certificate for localhost that signs itself, and no other: whoever trusts it trusts nothing more."""
+def _make(file: Path, public: Path, hosts: list[str], *, in_compose: bool) -> None:
+    """A certificate that signs itself, and no other: whoever trusts it trusts nothing more. `public` has no key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     hour = datetime.timedelta(hours=1)
     now = datetime.datetime.now(datetime.UTC)
-    names: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.DNSName("nginx")]
+    names: list[x509.GeneralName] = [x509.DNSName(host) for host in hosts]
     names += [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1")]
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     certificate = (
@@ -150,7 +158,8 @@ def _make(file: Path, *, in_compose: bool) -> None:
         .sign(key, hashes.SHA256())
     )
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    file.parent.mkdir(parents=True, exist_ok=True)
+    public.parent.mkdir(parents=True, exist_ok=True)
+    public.write_bytes(certificate.public_bytes(Encoding.PEM))
     part = file.with_suffix(".part")
     with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as written:
         written.write(private + certificate.public_bytes(Encoding.PEM))

@@ -75,7 +75,12 @@ def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str
         "RENEW_STATE": str(certificate.folder(settings) / "account"),
         "NGINX_ACCESS_LOG": str(run / "access.log"),
         "UPSTREAM_HOST": GIVEN["APP_HOST"],
-        "TARGET_URL": f"http://127.0.0.1:{settings.http_port}",
+        "LOCUST_HOST": (
+            f"http://127.0.0.1:{settings.http_port}"
+            if settings.tls == "off"
+            else f"https://127.0.0.1:{settings.https_port}"
+        ),
+        "LOADTEST_TRUSTED": str(certificate.trusted(settings)),
     }  # fmt: skip
 
 
@@ -97,8 +102,7 @@ def commands(settings: StackSettings) -> dict[str, str]:
         locust = f"{after}:{settings.app_port}/readyz {BIN}/locust -f {ROOT}/loadtest/locustfile.py"
         found["locust"] = (
             f"{locust} --master --master-bind-port {settings.locust_master_port} "
-            f"--host http://127.0.0.1:{settings.http_port} --class-picker "
-            f"--web-host 127.0.0.1 --web-port {settings.locust_ui_port}"
+            f"--class-picker --web-host 127.0.0.1 --web-port {settings.locust_ui_port}"
         )
         found["locust-worker"] = f"{locust} --worker --master-port {settings.locust_master_port}"
     return found

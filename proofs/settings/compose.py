@@ -485,7 +485,7 @@ SETTINGS: list[Setting | Unproven] = [
         "This Locust is the master: it has the web UI, and workers make the load.",
         "a single Locust without workers",
         "removed",
-        without('    command: [--master, --host, "http://nginx", --web-port, "8089", --class-picker]'),
+        without('    command: [--master, --web-port, "8089", --class-picker]'),
         [WEB_UI],
     ),
     Setting(

@@ -18,6 +18,7 @@ UNKNOWN = f"{PROOFS}test_a_name_that_nobody_claims_is_not_followed[native-https]
 RESUMED = f"{PROOFS}test_a_client_that_comes_back_after_a_reload_has_half_a_handshake"
 ONCE = f"{PROOFS}test_a_certificate_is_read_once_a_second_and_not_at_each_handshake[compose]"
 SWAPPED = f"{PROOFS}test_a_new_certificate_is_served_without_a_reload_and_cuts_nobody_off"
+LOADED = f"{PROOFS}test_a_load_test_asks_by_https_and_verifies_the_certificate[compose]"
 ACME = "proofs/test_acme.py::"
 FRESH = f"{ACME}test_a_fresh_machine_has_its_certificate_without_a_restart"
 ALONE = f"{ACME}test_the_key_is_nginxs_alone_and_the_way_out_is_the_loops_alone[compose]"
@@ -320,6 +321,22 @@ SETTINGS: list[Setting | Unproven] = [
         [(COMPOSE_TLS, MOUNT, "")],
         [f"{SEEN}[compose-HTTP/1.1]"],
         breaks_start=True,
+    ),
+    Setting(
+        ["docker-compose.yml: services.locust.extends.file", "docker-compose.yml: services.locust.extends.service"],
+        "What Locust has more with TLS: it asks by HTTPS.",
+        "none of it",
+        "removed",
+        [(COMPOSE, EXTENDS.replace("nginx", "locust"), "")],
+        [LOADED],
+    ),
+    Setting(
+        ["docker-compose.tls.yml: services.locust-files.volumes", "docker-compose.tls.yml: services.locust-acme"],
+        "The certificates that Locust trusts besides those of public CAs.",
+        "none",
+        "removed",
+        [(COMPOSE_TLS, '    volumes: ["${TLS_FOLDER}/trusted:/trusted:ro"]\n', "")],
+        [LOADED],
     ),
     Setting(
         ["tls-server.conf: include acme.conf", "acme.conf: location /.well-known/acme-challenge/ / root"],

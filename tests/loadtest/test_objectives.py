@@ -49,7 +49,7 @@ ROWS = {
     "SLO_MIN_RPS": ("301", "throughput, right answers"),
 }
 EASY = {
-    "TARGET_URL": "http://nginx",
+    "LOCUST_HOST": "http://nginx",
     "LOADTEST_MODULE": "loadtest.demo",
     "LOADTEST_SHAPE": "closed",
     "LOADTEST_USERS": "8",

@@ -107,7 +107,7 @@ def serving() -> Iterator[Stack]:
 
 
 def start(folder: Path, url: str, **settings: str) -> "subprocess.Popen[str]":
-    environ = os.environ | SETTINGS | {"TARGET_URL": url} | settings
+    environ = os.environ | SETTINGS | {"LOCUST_HOST": url} | settings
     command = [sys.executable, "-m", "loadtest", str(folder)]
     return subprocess.Popen(command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

@@ -5,7 +5,7 @@ import pytest
 from loadtest.settings import SettingsError, read
 
 RIGHT = {
-    "TARGET_URL": "http://nginx/",
+    "LOCUST_HOST": "http://nginx/",
     "LOADTEST_MODULE": "loadtest.demo",
     "LOADTEST_SHAPE": "closed",
     "LOADTEST_USERS": "50",
@@ -40,9 +40,9 @@ def test_a_missing_setting_is_named_and_has_no_second_home(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("TARGET_URL", "nginx"),
-        ("TARGET_URL", "ftp://nginx"),
-        ("TARGET_URL", "http://nginx:99999"),
+        ("LOCUST_HOST", "nginx"),
+        ("LOCUST_HOST", "ftp://nginx"),
+        ("LOCUST_HOST", "http://nginx:99999"),
         ("LOADTEST_SHAPE", "step"),
         ("LOADTEST_USERS", "0"),
         ("LOADTEST_USERS", "many"),
