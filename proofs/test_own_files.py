@@ -389,3 +389,25 @@ def test_the_readmes_five_commands_bring_a_starlette_app_from_a_fresh_clone_to_a
         assert done.stdout.splitlines()[-1] == '{"number":7}', done.stdout
     finally:
         stack.down()
+
+
+def test_a_clone_that_nobody_else_may_read_is_named_and_its_images_run() -> None:
+    """As where the umask is 077: nginx reads what is mounted, the others what is in their image."""
+    require_engine()
+    stack = Stack("compose", "private", patches=[("app/demo/main.py", "LAB = ", "LAB = ")], LOCUST="on")
+    try:
+        subprocess.run(["chmod", "-R", "go=", stack.root], check=True)
+        refused = stack.make("up")
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1), refused
+        mend = f"chmod -R a+rX {stack.root}/nginx"
+        for words in (f"may not read {stack.root}/nginx", f"type: {mend}"):
+            assert words in refused.stderr
+        assert stack.containers("") == []
+        subprocess.run(shlex.split(mend), check=True)
+        stack.up()
+        with stack.client() as client:
+            assert client.get("/").status_code == 200
+        acme = ["--profile", "tls-acme", "run", "--rm", "--no-deps", "--no-TTY", "acme"]
+        stack.compose(*acme, "python", "-c", "import renew.__main__")
+    finally:
+        stack.down()

@@ -28,14 +28,12 @@ PAUSE_SECONDS = 60
 
 
 def main(environ: Mapping[str, str]) -> NoReturn:
-    """Raises SystemExit at TERM, with certbot ended, and where there is no name to ask for."""
+    """Never returns. Raises SystemExit where there is no name to ask for; whatever ends it, certbot has ended."""
     names = environ["ACME_NAMES"].split()
     if not names:
         sys.exit("acme: ACME_NAMES is empty: set it to the names of this machine, as www.example.com")
     check_seconds = int(environ["ACME_CHECK_SECONDS"])
     state, published = Path(environ["RENEW_STATE"]), Path(environ["RENEW_PUBLISHED"])
-    os.umask(0o027)  # nginx, of the same group, reads; nobody else
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for folder in (state, published):
         folder.mkdir(parents=True, exist_ok=True)
     lock = _alone(state)
@@ -174,4 +172,6 @@ def _alone(state: Path) -> IO[str]:
 
 
 if __name__ == "__main__":
+    os.umask(0o027)  # nginx, of the same group, reads; nobody else
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     main(os.environ)

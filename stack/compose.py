@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -43,16 +41,8 @@ def run(*arguments: str, check: bool = True) -> int:
 
 
 def build(*services: str) -> None:
-    """Build the images of these services, or of all. Raises Failure when that fails.
-
-    One at a time on this machine: of two builds at once, of two trees, one image lacked some of its files.
-    """
-    folder = os.open(tempfile.gettempdir(), os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        run("build", "--quiet", *services)
-    finally:
-        os.close(folder)
+    """Build the images of these services, or of all. Raises Failure when that fails."""
+    run("build", "--quiet", *services)
 
 
 def containers(service: str = "") -> list[dict[str, Any]]:
@@ -67,7 +57,15 @@ def running() -> bool:
 
 
 def check_configuration() -> None:
-    """Raises Failure with one line: a variable or a secret's file that is required and missing, a fault in a file."""
+    """Raises Failure with one line: a variable or a secret's file that is required and missing, a fault in a file.
+
+    Also where nginx, another user in its container than the owner of the clone, may not read its configuration.
+    """
+    mounted = ROOT / "nginx"
+    for file in (mounted, *mounted.rglob("*")):
+        mode = file.stat().st_mode
+        if (mode >> 6 & 0o5) & ~mode:
+            raise Failure(f"nginx, user 101 in its container, may not read {file}; type: chmod -R a+rX {mounted}")
     # Compose looks for these when it makes a container, which may be after others were replaced.
     for name, secret in _configuration().get("secrets", {}).items():
         if "file" in secret and not Path(secret["file"]).is_file():

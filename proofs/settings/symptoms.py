@@ -179,6 +179,12 @@ SYMPTOMS = [
         ["proofs/test_tls.py::test_a_new_certificate_is_served_without_a_reload_and_cuts_nobody_off"],
     ),
     Symptom(
+        "nginx, user 101 in its container, may not read …",
+        "the umask of the clone lets in its owner alone, and nginx is another user: the line has the command",
+        ["docker-compose.yml: services.nginx.volumes"],
+        ["proofs/test_own_files.py::test_a_clone_that_nobody_else_may_read_is_named_and_its_images_run"],
+    ),
+    Symptom(
         "every client of IPv6 has one address, those of IPv4 have their own",
         "the published network has no IPv6, so Docker's own proxy takes their connections over",
         [".env: IPV6"],
