@@ -1,7 +1,7 @@
 #!/bin/sh
 # Writes what no template can say: upstream.conf, where the app listens (by Docker's DNS in Compose, on loopback natively),
 # uploads.conf, which counts a number's digits, and what a load balancer in front asks for (balancers.conf, inside.conf).
-# Takes HTTPS out without TLS, and IPv6 where the kernel has none. The entrypoint of the nginx image runs it, and so does
+# Takes HTTPS and HTTP/3 out without their rows, and IPv6 where the kernel has none. The entrypoint of the nginx image runs it, and so does
 # the native way.
 set -eu
 
@@ -139,6 +139,12 @@ map "\$stack_balancer ${said}" \$stack_scheme {
     ${schemes}
 }
 BALANCERS
+fi
+
+# Nothing of HTTP/3 without it: an nginx that was built without does not know these lines.
+if [ "${HTTP3}" != on ]; then
+    sed -i '/^listen .* quic/d; /^http3_/d' \
+        "${NGINX_RUN}/tls.conf" "${NGINX_RUN}/tls-default.conf" "${NGINX_RUN}/tls-server.conf"
 fi
 
 # With a kernel that has no IPv6 nginx would not start.

@@ -38,6 +38,7 @@ SMALL_BUDGET = {
     "PROXY_PROTOCOL_FROM": "",
     "SERVER_NAMES": "~.",
     "TLS": "off",
+    "HTTP3": "off",
     "TLS_FOLDER": "./certificates",
     "HSTS_SECONDS": "0",
     "CLIENT_HEADER_TIMEOUT_SECONDS": "2",

@@ -290,6 +290,9 @@ ACME = {"TLS": "acme", "ACME_NAMES": "a.test", "ACME_DIRECTORY": "https://ca.tes
 @pytest.mark.parametrize(
     ("rows", "said"),
     [({"HSTS_SECONDS": "600"}, ["HSTS_SECONDS=600 with TLS=off", "set HSTS_SECONDS=0, or TLS=files"]),
+     ({"HTTP3": "on"}, ["HTTP3=on with TLS=off", "set HTTP3=off, or TLS=files"]),
+     ({"TLS": "files", "HTTP3": "on", "PROXY_PROTOCOL_FROM": "192.0.2.1", "NGINX_MEMORY": "9g"},
+      ["HTTP3=on with PROXY_PROTOCOL_FROM=192.0.2.1", "over UDP", "set HTTP3=off"]),
      ({"TLS": "files", "HTTPS_PORT": "HTTP_PORT"}, ["HTTPS_PORT=", "is HTTP_PORT too"]),
      ({"TLS": "on"}, ["TLS=on", "'off', 'files' or 'acme'"]),
      (ACME | {"ACME_NAMES": ""}, ["ACME_NAMES is empty with TLS=acme", "set it to the names"]),
@@ -298,7 +301,8 @@ ACME = {"TLS": "acme", "ACME_NAMES": "a.test", "ACME_DIRECTORY": "https://ca.tes
      (ACME | {"ACME_DIRECTORY": "http://ca.test"}, ["ACME_DIRECTORY=http://ca.test", "must be the https:// address"]),
      (ACME | {"ACME_EMAIL": "nobody"}, ["ACME_EMAIL=nobody", "must be an address for mail, or empty"]),
      (ACME | {"ACME_DIRECTORY": "https://acme-v02.api.letsencrypt.org/directory"}, ["HTTP_PORT=", "asks on port 80"])],
-    ids=["hsts", "port", "value", "no-name", "wildcard", "foreign", "directory", "mail", "http-port"],
+    ids=["hsts", "http3-alone", "http3-behind", "port", "value", "no-name", "wildcard", "foreign",
+         "directory", "mail", "http-port"],
 )  # fmt: skip
 def test_rows_of_https_that_do_not_go_together_are_refused(
     native: Stack, rows: dict[str, str], said: list[str]

@@ -45,6 +45,8 @@ def check() -> int:
     ]
     if settings.tls == "files":
         checks.append(("the certificate", lambda: certificate.check(settings, in_compose=engine is not None)))
+    if not engine and binary:
+        checks.append(("nginx has HTTP/3, where it is asked for", lambda: native.hold_to_http3(settings, binary)))
     if engine:
         checks.append(("docker compose config", compose.check_configuration))
         if settings.tls != "files" or certificate.path(settings).exists():
@@ -107,6 +109,7 @@ def _nginx(binary: str | None, settings: StackSettings, table: dict[str, str]) -
         values["NGINX_LISTEN_TLS"] = f"unix:{folder}/socket-tls"
         values["NGINX_LISTEN_TLS_IPV6"] = f"unix:{folder}/socket-tls-ipv6"
         values["NGINX_LISTEN_IPV6"] = f"unix:{folder}/socket-ipv6"
+        values["HTTP3"] = "off"  # there is no such socket for UDP
         values["NGINX_LISTEN_INSIDE"] = f"unix:{folder}/socket-inside"
         values["NGINX_LISTEN_TLS_INSIDE"] = f"unix:{folder}/socket-tls-inside"
         if binary:

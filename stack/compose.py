@@ -13,6 +13,7 @@ from typing import Any
 from stack import certificate
 from stack.alone import alone
 from stack.console import Failure, accepts, app_fault, say
+from stack.render import reload_line
 from stack.settings import ROOT, StackSettings, project
 
 COMPOSE = ["docker", "compose", "--progress", "quiet", "--project-directory", str(ROOT)]
@@ -190,8 +191,14 @@ def ps() -> None:
     run("ps")
 
 
+def _nginx_texts() -> bytes:
+    """What nginx's configuration in its container is now."""
+    command = [*COMPOSE, "exec", "--no-TTY", "nginx", "sh", "-c", "cat /run/nginx/*.conf"]
+    return subprocess.run(command, capture_output=True).stdout
+
+
 def reload(settings: StackSettings, table: dict[str, str]) -> None:
-    del settings, table
+    del table
     replicas = [c["Name"] for c in containers("app") if c["State"] == "running"]
     if not replicas:
         raise Failure("no stack is running; make up starts one")
@@ -200,8 +207,12 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
             raise Failure(f"{replica}: the old code serves on")
     # The entrypoint fills the templates anew; a fault in them leaves nginx as it is.
     conf = ["-c", "/run/nginx/nginx.conf"]
+    before = _nginx_texts()
     run("exec", "--no-TTY", "nginx", "/docker-entrypoint.sh", "nginx", "-t", "-q", *conf)
-    run("exec", "--no-TTY", "nginx", "nginx", *conf, "-s", "reload")
+    # Only if there is something new to read: a reload ends the connections of HTTP/3.
+    if _nginx_texts() != before:
+        run("exec", "--no-TTY", "nginx", "nginx", *conf, "-s", "reload")
+        say(reload_line(settings))
     say("code and rows of .env are those that the containers were made with: make deploy brings new ones to the app, "
         "make up makes a new nginx")  # fmt: skip
 

@@ -19,7 +19,7 @@ from app.server.settings import Settings as AppSettings
 from stack import certificate, debian
 from stack.alone import alone
 from stack.console import Failure, accepts, answers, app_fault, say, wait_for
-from stack.render import render
+from stack.render import reload_line, render
 from stack.settings import GIVEN, ROOT, StackSettings, app_variables, project
 
 BIN = Path(sys.executable).parent
@@ -56,6 +56,16 @@ def nginx_version(path: str) -> tuple[int, ...]:
     return version
 
 
+def hold_to_http3(settings: StackSettings, path: str) -> None:
+    """Raises Failure with one line where this nginx has no HTTP/3 and the row asks for it."""
+    built = subprocess.run([path, "-V"], capture_output=True, text=True).stderr
+    if settings.http3 == "on" and "--with-http_v3_module" not in built:
+        raise Failure(
+            f"HTTP3=on: {path} was built without HTTP/3 ({built.split()[2]}); set HTTP3=off, or install nginx 1.25 or "
+            "newer with --with-http_v3_module"
+        )
+
+
 def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str]:
     """What all processes of the stack get: .env, and what this way of running gives in Compose's stead."""
     run = folder()
@@ -70,6 +80,8 @@ def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str
         "NGINX_LISTEN_TLS": f"{settings.https_port}{proxied}",
         "NGINX_LISTEN_TLS_IPV6": f"[::]:{settings.https_port}{proxied}",
         "NGINX_LISTEN_TLS_INSIDE": f"127.0.0.1:{settings.https_port} [::1]:{settings.https_port}",
+        "NGINX_LISTEN_QUIC": f"{settings.https_port}",
+        "NGINX_LISTEN_QUIC_IPV6": f"[::]:{settings.https_port}",
         "NGINX_CERTIFICATES": str(certificate.folder(settings)),
         "RENEW_PUBLISHED": str(certificate.folder(settings)),
         "RENEW_STATE": str(certificate.folder(settings) / "account"),
@@ -183,6 +195,7 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
     run = folder()
     binary = nginx()
     version = nginx_version(binary)
+    hold_to_http3(settings, binary)
     _check_ports(settings)
     certificate.prepare(settings, in_compose=False)
     environ = environment(settings, table)
@@ -253,6 +266,7 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
         raise Failure("no native stack is running; make up starts one")
     _hold_to_rows(supervisor, table)
     certificate.prepare(settings, in_compose=False)
+    hold_to_http3(settings, nginx())
     environ = environment(settings, table)
     _migrate(settings, table, environ, "the old code serves on")
     command = [sys.executable, "-m", "app.server.reload"]
@@ -267,7 +281,7 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
         if proxy not in _descendants(supervisor):
             raise Failure(f"nginx (pid {proxy} in {config}/nginx.pid) does not run; make down, then make up")
         os.kill(proxy, signal.SIGHUP)
-        say("nginx reloads its configuration, which has changed")
+        say(reload_line(settings))
 
 
 def _migrate(settings: StackSettings, table: dict[str, str], environ: dict[str, str], otherwise: str) -> None:

@@ -7,7 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from stack.settings import ROOT
+from stack.settings import ROOT, StackSettings
 
 # What an older nginx than the image's does not know: the directive, and the first version that has it.
 SINCE = {"keepalive_min_timeout": (1, 27, 4), "ssl_certificate_cache": (1, 27, 4)}
@@ -49,3 +49,8 @@ def render(values: dict[str, str], folder: Path, version: tuple[int, ...]) -> li
     environ = {"PATH": os.environ.get("PATH", os.defpath)} | values
     subprocess.run(["sh", str(ROOT / "nginx/40-upstream.sh")], env=environ, check=True)
     return left_out
+
+
+def reload_line(settings: StackSettings) -> str:
+    ends = "; connections of HTTP/3 end when what is under way is answered" * (settings.http3 == "on")
+    return f"nginx reloads its configuration, which has changed{ends}"

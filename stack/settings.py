@@ -228,6 +228,13 @@ def faults(settings: StackSettings) -> list[str]:
             f"HSTS_SECONDS={settings.hsts_seconds} with TLS=off: browsers would ask by HTTPS, which nobody answers; "
             "set HSTS_SECONDS=0, or TLS=files"
         )
+    if settings.http3 == "on" and settings.tls == "off":
+        found.append("HTTP3=on with TLS=off: HTTP/3 is always encrypted; set HTTP3=off, or TLS=files")
+    if settings.http3 == "on" and settings.proxy_protocol_from:
+        found.append(
+            f"HTTP3=on with PROXY_PROTOCOL_FROM={settings.proxy_protocol_from}: no balancer sends that protocol over "
+            "UDP; set HTTP3=off"
+        )
     if settings.tls == "acme":
         found += _acme_faults(settings)
     for row in ("http_port", "locust_ui_port"):

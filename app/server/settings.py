@@ -73,6 +73,7 @@ class Settings(BaseModel):
     database_max_connections: Annotated[int, Field(ge=0, le=262_143)]
     app_replicas: Annotated[int, Field(ge=1, le=100)]
     tls: Literal["off", "files", "acme"]
+    http3: Literal["on", "off"]
     client_max_body_bytes: Annotated[int, Field(ge=1)]
     client_max_header_bytes: Annotated[int, Field(ge=1024, le=1 << 20)]
     client_body_buffer_bytes: Annotated[

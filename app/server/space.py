@@ -20,6 +20,8 @@ UNITS = {"k": KIB, "m": MIB, "g": 1 << 30}
 CONNECTION = 12 * KIB
 # What TLS adds to it: a handshake that stands still, and a header that is not whole, hold the most.
 TLS = 28 * KIB
+# What HTTP/3 adds to that, from the first packet on.
+QUIC = 60 * KIB
 # A request without its header, body and answer: nginx's pool and the variables in it.
 REQUEST = 12 * KIB
 # An answer that is being compressed: zlib's window and hash (272 KiB), and gzip_buffers.
@@ -61,6 +63,10 @@ WORKERS_AND_ONE = Derived("WORKERS + 1", lambda settings: settings.workers + 1)
 TLS_CONNECTIONS = Derived(
     "connections with TLS",
     lambda settings: 0 if settings.tls == "off" else settings.nginx_workers * settings.nginx_worker_connections,
+)
+QUIC_CONNECTIONS = Derived(
+    "connections with HTTP/3",
+    lambda settings: TLS_CONNECTIONS.of(settings) if settings.http3 == "on" else 0,
 )
 REPLICAS_AND_ONE = Derived("APP_REPLICAS + 1", lambda settings: settings.app_replicas + 1)
 
@@ -139,6 +145,8 @@ RULES = (
             Term("processes, before and after a reload", (2, "nginx_workers", NGINX_PROCESS)),
             Term("their connections", (2, "nginx_workers", "nginx_worker_connections", CONNECTION)),
             Term("their TLS", (2, TLS_CONNECTIONS, TLS)),
+            # A reload ends them.
+            Term("their HTTP/3", (QUIC_CONNECTIONS, QUIC)),
             Term("headers", (2, "nginx_workers", "nginx_worker_connections", 2, "client_max_header_bytes")),
             Term("headers for the app", ("nginx_max_requests_in_flight", 2, "client_max_header_bytes")),
             Term("bodies", ("nginx_max_requests_in_flight", "client_body_buffer_bytes")),

@@ -151,8 +151,8 @@ SETTINGS: list[Setting | Unproven] = [
         f"{IPV6}::test_a_64_is_one_client_and_its_neighbour_another[Content-Length: 9999-2]",
     ),
     changed(
-        "map $http_host $stack_port",
-        "The port that the client wrote, for the Host that the app sees.",
+        "map $server_protocol $http_host $stack_port",
+        "The port that the client wrote, or by HTTP/3 the published one, for the Host that the app sees.",
         "none",
         "always empty",
         '        "~(?<host_port>:[0-9]{1,5})$" $host_port;\n',

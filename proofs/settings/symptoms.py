@@ -179,6 +179,13 @@ SYMPTOMS = [
         ["proofs/test_tls.py::test_a_new_certificate_is_served_without_a_reload_and_cuts_nobody_off"],
     ),
     Symptom(
+        "browsers stay with HTTP/2, and HTTP3=on",
+        "HTTPS_PORT is not open for UDP on the way, or the page is the first one since: they read of HTTP/3 in it",
+        [".env: HTTP3", "docker-compose.tls.yml: services.nginx-http3-on.ports"],
+        ["proofs/test_http3.py::test_browsers_are_told_by_https_and_not_by_http",
+         "proofs/test_http3.py::test_a_browser_that_trusts_the_certificate_has_no_warning"],
+    ),
+    Symptom(
         "nginx, user 101 in its container, may not read …",
         "the umask of the clone lets in its owner alone, and nginx is another user: the line has the command",
         ["docker-compose.yml: services.nginx.volumes"],

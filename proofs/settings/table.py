@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from proofs.settings import Setting, Unproven, admission, app, balancers, compose, nginx, rows, servers, tls, upstream
+from proofs.settings import (
+    Setting,
+    Unproven,
+    admission,
+    app,
+    balancers,
+    compose,
+    http3,
+    nginx,
+    rows,
+    servers,
+    tls,
+    upstream,
+)
 
 TABLE: list[Setting | Unproven] = [
     setting
-    for part in (nginx, servers, balancers, tls, upstream, admission, app, compose, rows)
+    for part in (nginx, servers, balancers, tls, http3, upstream, admission, app, compose, rows)
     for setting in part.SETTINGS
 ]
 

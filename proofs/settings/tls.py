@@ -175,14 +175,13 @@ SETTINGS: list[Setting | Unproven] = [
         ")",
         f"{PROOFS}test_health_and_a_cas_question_are_answered_by_plain_http[native-/.well-known/acme-challenge/token]",
     ),
-    tls(
-        "map 443 $stack_https_port",
+    Setting(
+        ["nginx.conf: map 443 $stack_https_port"],
         "A redirect names the published port, but not 443.",
         "none",
         "443 too",
-        '    443 "";\n',
-        "",
-        f"{PROOFS}test_a_redirect_to_port_443_does_not_name_it",
+        [(CONF, '        443 "";\n', "")],
+        [f"{PROOFS}test_a_redirect_to_port_443_does_not_name_it"],
     ),
     Setting(
         ["tls.conf: map $stack_scheme 0 $stack_hsts", ".env: HSTS_SECONDS"],
