@@ -88,6 +88,20 @@ class Client(QuicConnectionProtocol):
         self.transmit()
         return future
 
+    def take_back(self, method: str, path: str) -> None:
+        """Send a request, and reset its stream at once."""
+        number = self._quic.get_next_available_stream_id()
+        pseudo = [
+            (":method", method),
+            (":scheme", "https"),
+            (":authority", f"{self.host}:{self.port}"),
+            (":path", path),
+        ]
+        self.h3.send_headers(number, [(name.encode(), value.encode()) for name, value in pseudo])
+        self._quic.reset_stream(number, 0x10C)  # H3_REQUEST_CANCELLED
+        self._quic.stop_stream(number, 0x10C)
+        self.transmit()
+
     async def ask(self, method: str, path: str, headers: Headers = (), body: bytes = b"") -> Answer:
         async with asyncio.timeout(60):
             return await self.begin(method, path, headers, body)

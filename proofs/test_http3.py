@@ -49,6 +49,7 @@ def quic() -> Iterator[Stack]:
             CLIENT_KEEPALIVE_SECONDS="5",
             CLIENT_KEEPALIVE_MIN_SECONDS="1",
             NGINX_MEMORY="9g",
+            CLIENT_MAX_HEADER_BYTES="8192",
         )
         try:
             stack.up()
@@ -137,6 +138,64 @@ def test_a_client_with_one_connection_is_not_refused_for_what_it_was_allowed(qui
             return Counter(answer.status for answer in answers)
 
     assert asyncio.run(ask()) == {200: 100}
+
+
+def test_requests_of_one_address_count_together(quic: Stack) -> None:
+    """Whatever the number of its connections."""
+
+    async def ask() -> Counter[int]:
+        path = "/work/io?ms=1500"
+        async with (
+            http3.connected(quic.https_port, trusted(quic)) as one,
+            http3.connected(quic.https_port, trusted(quic)) as other,
+        ):
+            answers = await asyncio.gather(*(client.begin("GET", path) for client in (one, other) for _ in range(40)))
+        return Counter(answer.status for answer in answers)
+
+    statuses = asyncio.run(ask())
+    assert statuses[429] > 0, statuses
+    assert statuses[200] + statuses[429] == 80, statuses
+
+
+def test_a_header_that_is_too_long_ends_its_request_and_no_other(quic: Stack) -> None:
+    limit = int(quic.rows["CLIENT_MAX_HEADER_BYTES"])
+
+    async def ask() -> tuple[int, int, str]:
+        async with http3.connected(quic.https_port, trusted(quic)) as client:
+            slow = client.begin("GET", "/work/io?ms=1000")
+            fits = (await client.ask("GET", "/", [("x-long", "a" * (limit - 200))])).status
+            try:
+                over = str((await client.ask("GET", "/", [("x-long", "a" * 2 * limit)])).status)
+            except ConnectionError as error:
+                over = str(error)
+            return fits, (await slow).status, over
+
+    assert asyncio.run(ask()) == (200, 200, f"stream reset: {0x107}")  # H3_EXCESSIVE_LOAD
+
+
+def test_a_flood_of_requests_that_are_taken_back_is_ended_and_a_bystander_is_served(quic: Stack) -> None:
+    async def flood() -> tuple[int, str]:
+        """The number of requests that were sent before nginx ended the connection, and its word."""
+        sent = 0
+        async with http3.connected(quic.https_port, trusted(quic)) as client:
+            while sent < 20_000 and not client.ended.done():
+                client.take_back("GET", "/work/io?ms=1000")
+                sent += 1
+                if sent % 20 == 0:
+                    await asyncio.sleep(0.001)
+            return sent, await asyncio.wait_for(client.ended, 1)
+
+    async def both() -> tuple[tuple[int, str], list[int]]:
+        flooding = asyncio.create_task(flood())
+        served = []
+        while not flooding.done():
+            served.append((await once(quic, "GET", "/")).status)
+        return await flooding, served
+
+    before = held(quic)
+    _, served_meanwhile = asyncio.run(both())
+    assert set(served_meanwhile) == {200}, served_meanwhile
+    assert held(quic) - before < 8_000_000
 
 
 def test_connections_are_spread_over_nginxs_workers(quic: Stack) -> None:
