@@ -34,6 +34,7 @@ from bench.experiments import (
     start,
     sync,
     tiers,
+    tls,
     workers,
 )
 from bench.harness import Progress, Result
@@ -47,6 +48,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "layers": layers,
     "proxy": proxy,
     "tiers": tiers,
+    "tls": tls,
     "lifecycle": lifecycle,
     "balance": balance,
     "burst": burst,
@@ -60,7 +62,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "start": start,
 }
 # What `make bench` runs: those with goals.
-BENCH = ("shell", "proxy", "lifecycle", "balance", "burst", "overload", "download", "start")
+BENCH = ("shell", "proxy", "tls", "lifecycle", "balance", "burst", "overload", "download", "start")
 REPORTS = ROOT / "reports/bench"
 PAGE = ROOT / "reports/lab/index.html"
 DOCS = ROOT / "docs/measurements.md"

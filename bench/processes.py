@@ -30,6 +30,10 @@ SPACE = {
 }
 
 
+# As in docker-compose.yml.
+IMAGE = "nginx:1.30"
+
+
 class CannotRun(Exception):
     """There is nothing to measure; the text says why."""
 
@@ -121,6 +125,16 @@ def _listens(port: int) -> dict[str, str]:
     return {"NGINX_LISTEN": f"127.0.0.1:{port}", "NGINX_LISTEN_IPV6": f"[::1]:{port}"}
 
 
+def _change(folder: Path, changes: Mapping[str, str]) -> None:
+    """Replace each text by another in the configuration. Raises CannotRun where a text is not there."""
+    for before, after in changes.items():
+        files = [file for file in folder.glob("*.conf") if before in file.read_text()]
+        if not files:
+            raise CannotRun(f"the configuration of nginx has no {before!r}")
+        for file in files:
+            file.write_text(file.read_text().replace(before, after))
+
+
 class Bench:
     """The stack's app and nginx as `make up` runs them natively, under a name, with ports and a folder of their own.
 
@@ -129,8 +143,16 @@ class Bench:
 
     def __init__(self, name: str, **changed: str) -> None:
         self._project = f"bench-{os.getpid()}-{name}"
-        # A worker replaced in the middle of a slice costs more than the slice.
-        table = rows() | {"MAX_REQUESTS": "0", "MAX_REQUESTS_JITTER": "0"} | changed | SPACE
+        # The load is plain HTTP, without a header before it, but for those who ask for more. A worker replaced in the
+        # middle of a slice costs more than the slice.
+        usual = {
+            "TLS": "off",
+            "HTTP3": "off",
+            "PROXY_PROTOCOL_FROM": "",
+            "MAX_REQUESTS": "0",
+            "MAX_REQUESTS_JITTER": "0",
+        }
+        table = rows() | usual | changed | SPACE
         ports = free_ports(read(StackSettings, GIVEN | table).workers + 2)  # each worker may have one
         table |= {"HTTP_PORT": str(ports[0]), "APP_PORT": str(ports[2])}
         with self._named():
@@ -139,7 +161,6 @@ class Bench:
             self.folder = native.folder()
             self.environ = app_variables(table) | native.environment(self._settings, table)
         self.environ |= _listens(ports[0])
-        self.environ |= {"TLS": "off", "PROXY_PROTOCOL_FROM": ""}  # the load is plain HTTP, without a header before it
         self.app_url = f"http://127.0.0.1:{ports[2]}"
         self.url = f"http://127.0.0.1:{ports[0]}"
         self.http_port = ports[0]
@@ -215,16 +236,37 @@ class Bench:
         port = free_ports(1)[0]
         values = self.environ | _listens(port) | {"NGINX_RUN": str(folder)}
         render(values, folder, native.nginx_version(native.nginx()))
-        for before, after in changes.items():
-            files = [file for file in folder.glob("*.conf") if before in file.read_text()]
-            if not files:
-                raise CannotRun(f"the configuration of nginx has no {before!r}")
-            for file in files:
-                file.write_text(file.read_text().replace(before, after))
+        _change(folder, changes)
         command = self._commands["nginx"].replace(f"{self.folder}/nginx/nginx.conf", f"{folder}/nginx.conf")
         url = f"http://127.0.0.1:{port}"
         with self._process(command, f"{name}.log", lambda: answers(f"{url}/nginx-health")) as pid:
             yield pid, url
+
+    @contextlib.contextmanager
+    def nginx_of(self, image: bool, name: str, changes: Mapping[str, str]) -> Iterator[tuple[int, int, int]]:
+        """nginx with `changes` as in changed_nginx; its pid, its port of HTTP, and that of HTTPS where TLS says so.
+
+        `image`: that of docker-compose.yml, in the host's network, and not the one that is installed here.
+        """
+        folder = self.folder / name
+        port, https = free_ports(2)
+        values = self.environ | _listens(port) | {"NGINX_RUN": str(folder)}
+        values |= {"NGINX_LISTEN_TLS": f"127.0.0.1:{https}", "NGINX_LISTEN_TLS_IPV6": f"[::1]:{https}"}
+        values |= {"NGINX_LISTEN_QUIC": f"127.0.0.1:{https}", "NGINX_LISTEN_QUIC_IPV6": f"[::1]:{https}"}
+        render(values, folder, (1, 30) if image else native.nginx_version(native.nginx()))
+        _change(folder, changes)
+        command = self._commands["nginx"].replace(f"{self.folder}/nginx/nginx.conf", f"{folder}/nginx.conf")
+        container = f"{self._project}-{name}"
+        if image:
+            mounted = " ".join(f"--volume {each}:{each}" for each in (self.folder, values["NGINX_CERTIFICATES"]))
+            docker = f"exec docker run --rm --name {container} --network host {mounted} --entrypoint nginx {IMAGE}"
+            command = command.replace(f"exec {native.nginx()}", docker)
+        url = f"http://127.0.0.1:{port}"
+        with self._process(command, f"{name}.log", lambda: answers(f"{url}/nginx-health")) as pid:
+            if image:
+                inspect = ["docker", "inspect", "--format", "{{.State.Pid}}", container]
+                pid = int(subprocess.check_output(inspect, text=True))
+            yield pid, port, https
 
     @contextlib.contextmanager
     def other_nginx(self, template: Path) -> Iterator[tuple[int, str]]:

@@ -147,6 +147,11 @@ if [ "${HTTP3}" != on ]; then
         "${NGINX_RUN}/tls.conf" "${NGINX_RUN}/tls-default.conf" "${NGINX_RUN}/tls-server.conf"
 fi
 
+# OpenSSL before 3.5 does not know it, and nginx would not start.
+case $(openssl version 2>/dev/null) in
+"" | "OpenSSL 1."* | "OpenSSL 3."[0-4].*) sed -i 's/X25519MLKEM768://' "${NGINX_RUN}/tls.conf" ;;
+esac
+
 # With a kernel that has no IPv6 nginx would not start.
 if [ ! -e /proc/net/if_inet6 ]; then
     for part in nginx tls-default tls-server inside inside-tls; do

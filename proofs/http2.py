@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
                 if not self.settings.done():
                     self.settings.set_result(None)
             elif isinstance(event, ResponseReceived) and event.stream_id in self.streams:
-                self.streams[event.stream_id].status = int(dict(event.headers)[":status"])
+                self.streams[event.stream_id].status = int(dict(event.headers)[":status"])  # type: ignore[index]
             elif isinstance(event, DataReceived):
                 if event.stream_id in self.streams:
                     self.streams[event.stream_id].body += event.data
@@ -85,8 +85,8 @@ class Connection(asyncio.Protocol):
 
     def _go_away(self, event: ConnectionTerminated) -> None:
         self.no_more = True
-        self.goaways.append(int(event.error_code))
-        for number in [number for number in self.streams if number > event.last_stream_id]:
+        self.goaways.append(int(event.error_code or 0))
+        for number in [number for number in self.streams if number > (event.last_stream_id or 0)]:
             self._end(number, NotProcessed("GOAWAY"))
         self._close_when_done()
 

@@ -31,7 +31,7 @@ from app.server.settings import read
 from proofs import certificates, floods, http2
 from proofs.conftest import require_engine
 from proofs.open_loop import BODY
-from proofs.stack import DEADLINE, Stack, until
+from proofs.stack import DEADLINE, ROOT, Stack, until
 from proofs.test_loadtest import EASY, SMALL, left_by
 from stack import native
 from stack.render import render
@@ -455,6 +455,20 @@ def test_the_ciphers_are_those_of_mozillas_intermediate_profile(secure: Stack, o
     with contextlib.suppress(AssertionError):
         until("the profile", as_it_should_be, seconds=20)
     assert taken == CIPHERS[kind]
+
+
+def test_sslyze_finds_mozillas_intermediate_profile_kept(secure: Stack, original: Path, tmp_path: Path) -> None:
+    """But for the certificate's signature, which is nobody's that sslyze knows."""
+    put_for_all(secure, certificates.site())
+    uv = shutil.which("uv") or str(ROOT / ".uv/bin/uv")
+    scan = [uv, "run", "--quiet", "--frozen", "--project", ROOT / "proofs/sslyze", "sslyze"]
+    environ = os.environ | {"UV_PROJECT_ENVIRONMENT": str(tmp_path / "venv")}
+    site = f"localhost:{secure.https_port}"
+    command = [*scan, "--mozilla_config=intermediate", site]
+    found = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300).stdout
+    wrong = [line.strip(" *") for line in found.rpartition(f"{site}: ")[2].splitlines()]
+    assert wrong[0] == "FAILED - Not compliant.", found
+    assert [line.partition(":")[0] for line in wrong[1:] if line] == ["certificate_path_validation"], found
 
 
 def is_taken(stack: Stack, cipher: str) -> bool:

@@ -31,6 +31,7 @@ LISTEN_DEFAULT = (
 )
 EXTENDS = '    extends: { file: docker-compose.tls.yml, service: "nginx-${TLS}" }\n'
 PUBLISHED = '    ports: ["${HTTPS_PORT}:443${PROXY_PROTOCOL_FROM:+4}"]\n'
+ACME_CONTAINER = '  nginx-acme:\n    extends: { service: "nginx-http3-${HTTP3}" }\n'
 MOUNT = """      # The folder, not the file: a file would stay the old one when another is renamed into its place.
       - type: bind
         source: ${TLS_FOLDER}
@@ -120,6 +121,15 @@ SETTINGS: list[Setting | Unproven] = [
         "ssl_ciphers ECDHE-ECDSA",
         "ssl_ciphers HIGH:!aNULL:!MD5; #",
         f"{PROOFS}test_the_ciphers_are_those_of_mozillas_intermediate_profile[native-ECDSA]",
+    ),
+    tls(
+        "ssl_ecdh_curve",
+        "The key exchanges of Mozilla's profile, first the one that withstands quantum computers.",
+        "OpenSSL's own list, with two more",
+        "the default",
+        "ssl_ecdh_curve X25519MLKEM768:X25519:prime256v1:secp384r1;\n",
+        "",
+        f"{PROOFS}test_sslyze_finds_mozillas_intermediate_profile_kept[compose]",
     ),
     tls(
         "ssl_session_cache",
@@ -419,7 +429,7 @@ SETTINGS: list[Setting | Unproven] = [
         "The port of the host on which the site answers by HTTPS.",
         "none",
         "removed",
-        [(COMPOSE_TLS, f"  nginx-acme:\n{PUBLISHED}", "  nginx-acme:\n")],
+        [(COMPOSE_TLS, f"{ACME_CONTAINER}{PUBLISHED}", ACME_CONTAINER)],
         [f"{FRESH}[compose]"],
     ),
     Setting(
