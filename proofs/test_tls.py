@@ -14,6 +14,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -460,7 +461,7 @@ def test_the_ciphers_are_those_of_mozillas_intermediate_profile(secure: Stack, o
 def test_sslyze_finds_mozillas_intermediate_profile_kept(secure: Stack, original: Path, tmp_path: Path) -> None:
     """But for the certificate's signature, which is nobody's that sslyze knows."""
     put_for_all(secure, certificates.site())
-    uv = shutil.which("uv") or str(ROOT / ".uv/bin/uv")
+    uv = shutil.which("uv") or str(Path(sys.executable).parents[2] / ".uv/bin/uv")
     scan = [uv, "run", "--quiet", "--frozen", "--project", ROOT / "proofs/sslyze", "sslyze"]
     environ = os.environ | {"UV_PROJECT_ENVIRONMENT": str(tmp_path / "venv")}
     site = f"localhost:{secure.https_port}"

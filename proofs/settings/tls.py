@@ -370,6 +370,7 @@ SETTINGS: list[Setting | Unproven] = [
         "removed",
         [(COMPOSE, "    profiles: [tls-acme]\n", "")],
         [f"{PROOFS}test_without_tls_the_containers_know_nothing_of_it"],
+        breaks_start=True,
     ),
     acme(
         "<<",
