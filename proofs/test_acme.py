@@ -159,6 +159,18 @@ def test_the_key_is_nginxs_alone_and_the_way_out_is_the_loops_alone(site: Site) 
     assert (limits["Memory"], limits["ReadonlyRootfs"]) == (256 << 20, True)
 
 
+@pytest.mark.xdist_group("native")
+def test_the_ca_gets_the_address_of_the_row() -> None:
+    address = "hostmaster@a.test"
+    with ExitStack() as opened:
+        site = Site("native", "acme-mail", opened, ACME_EMAIL=address, ACME_CHECK_SECONDS="600")
+        site.authority.start()
+        opened.enter_context(contextmanager(started)(site.stack))
+        until("a certificate", site.served)
+        said = (site.files / "acme/account/logs/letsencrypt.log").read_text()
+    assert said.count(f'"mailto:{address}"') == 2, "certbot has not sent it, and the CA has not taken it"
+
+
 @pytest.mark.parametrize("site", ["native"], indirect=True)
 @pytest.mark.xdist_group("native")
 def test_a_second_loop_waits_for_the_end_of_the_first(site: Site) -> None:

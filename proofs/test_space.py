@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -276,7 +277,15 @@ def test_an_answer_that_nobody_reads_holds_what_the_budget_says(committed: Stack
 def test_the_kernel_keeps_little_of_what_nobody_reads(committed: Stack) -> None:
     """An answer whose client does not read, and what a client sends while nginx waits for that."""
     request = "GET /large HTTP/1.1\r\nHost: a\r\n\r\n"
+    upload = b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + bytes(1_000_000)
     with Clients(committed, 10, request, receive_buffer=4096) as readers:
+        # One that has sent much before: the kernel opens its window as long as nginx reads.
+        fast = socket.create_connection(("127.0.0.1", committed.http_port))
+        readers.connections.append(fast)
+        for _ in range(10):
+            fast.sendall(upload)
+            assert b"200 OK" in fast.recv(65536)
+        fast.sendall(request.encode())
         until("as many answers under way", lambda: len(upstream_connections(committed)) >= 10)
         for connection in readers.connections:
             connection.setblocking(False)

@@ -68,7 +68,7 @@ def order(environ: Mapping[str, str]) -> None:
     """
     state = environ["RENEW_STATE"]
     email = environ["ACME_EMAIL"]
-    account = ["--email", email] if email else ["--register-unsafely-without-email"]
+    account = ["--email", email] if email else []
     command = [
         str(Path(sys.executable).with_name("certbot")), "certonly", "--non-interactive", "--agree-tos",
         "--server", environ["ACME_DIRECTORY"], *account,

@@ -356,14 +356,6 @@ SETTINGS: list[Setting | Unproven] = [
         [f"{FRESH}[native]"],
     ),
     Setting(
-        ["acme.conf: location /.well-known/acme-challenge/ / default_type"],
-        "The answer is text.",
-        "text/plain, or what nginx.conf has",
-        "removed",
-        [("nginx/templates/acme.conf.template", "    default_type text/plain;\n", "")],
-        [f"{ACME}test_an_answer_for_the_ca_is_text[native]"],
-    ),
-    Setting(
         ["docker-compose.yml: services.acme.profiles", ".env: COMPOSE_PROFILES"],
         "The container that asks the CA is there with TLS=acme alone.",
         "none: it is always there",
@@ -452,10 +444,10 @@ SETTINGS: list[Setting | Unproven] = [
     Setting(
         [".env: ACME_EMAIL"],
         "An address that the CA can write to; where it is empty the CA gets none.",
-        "certbot asks for it, and a loop cannot answer",
-        "none is given, and none declined",
-        [(RENEW, ' else ["--register-unsafely-without-email"]', " else []")],
-        [f"{FRESH}[native]"],
+        "none",
+        "none is given",
+        [(RENEW, '["--email", email] if email else []', "[]")],
+        [f"{ACME}test_the_ca_gets_the_address_of_the_row"],
     ),
     Setting(
         [".env: ACME_CHECK_SECONDS"],
