@@ -20,7 +20,7 @@ QUESTION = (
 )
 IDLE = 10_000
 LEAST = 500  # fewer tell nothing
-ROUNDS = 4
+ROUNDS = 3
 # The active client: an open loop, far from what one worker can do.
 RATE = 200
 SECONDS, SETTLE_SECONDS = 2.5, 0.5

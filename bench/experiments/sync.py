@@ -22,7 +22,7 @@ QUESTION = (
     "(time.sleep in async def). How many requests a second is that, and how long does a fast request to the same "
     "worker take?"
 )
-ROUNDS = 5
+ROUNDS = 4
 CONNECTIONS = 64
 # The bystander: so few requests that they are no load.
 RATE = 30

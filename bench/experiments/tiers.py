@@ -13,7 +13,7 @@ QUESTION = (
     "How much does the same app answer, and at what CPU, straight, through a tutorial's nginx, and through the stack's "
     "own: as it is, over Unix sockets, and with another access log?"
 )
-ROUNDS = 6
+ROUNDS = 4
 CONNECTIONS = 64
 
 OURS, STRAIGHT, THEIRS = "this configuration", "no proxy", "the tutorial's"

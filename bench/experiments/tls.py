@@ -49,7 +49,7 @@ NGINX_GOAL, HANDSHAKE_GOAL, GAP_GOAL = Goal("at most", 1.3), Goal("at most", 1.1
 
 
 def seconds() -> float:
-    return 20 + ROUNDS * (len(LOADS) * (SLICE_SECONDS + 1) + 8) + 2 * RENEWALS * 1.5
+    return 8 + ROUNDS * (len(LOADS) * (SLICE_SECONDS + 0.3) + 2.6) + 2 * (RENEWALS + 1)
 
 
 @dataclass(frozen=True)
