@@ -46,7 +46,16 @@ def echo() -> Iterator[Stack]:
 
 
 def signal_all(pids: Sequence[int], name: str) -> None:
+    """After STOP all have stopped. The kernel gives a new connection to one waiting worker only: a worker that
+    was to stop, and had not yet, would keep it from the others."""
     subprocess.run(["kill", f"-{name}", *map(str, pids)], check=True)
+    if name == "STOP":
+        until("they have stopped", lambda: all(state(pid) == "T" for pid in pids))
+
+
+def state(pid: int) -> str:
+    """proc(5)'s letter: T for stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def nginx_processes(stack: Stack) -> list[int]:

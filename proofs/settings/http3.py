@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proofs.settings import Setting, Unproven
-from proofs.settings.tls import COMPOSE_TLS, CONF, DEFAULT, SERVER, TLS
+from proofs.settings.tls import COMPOSE_TLS, DEFAULT, SERVER, TLS
 
 PROOFS = "proofs/test_http3.py::"
 SEEN = f"{PROOFS}test_the_app_sees_what_it_sees_by_the_others"
@@ -13,14 +13,6 @@ LISTEN = "listen ${NGINX_LISTEN_QUIC} quic reuseport default_server;\n"
 LISTEN_IPV6 = "listen ${NGINX_LISTEN_QUIC_IPV6} quic reuseport default_server;\n"
 
 SETTINGS: list[Setting | Unproven] = [
-    Setting(
-        ["nginx.conf: map $server_protocol $http_host $stack_host"],
-        "The log has the host of a request by HTTP/3 too, where nginx has no Host.",
-        "none",
-        "$http_host alone",
-        [(CONF, '        "HTTP/3.0 " $host$stack_port;\n', "")],
-        [SEEN],
-    ),
     Setting(
         ["tls.conf: http3_max_concurrent_streams"],
         "One connection sends as many requests at a time as one address may have: none of them gets 429.",
