@@ -1,4 +1,4 @@
-"""HTTPS: what it costs nginx by protocol and by handshake, how long a page's requests take, what a renewal holds up."""
+"""HTTPS: what it costs by protocol and by handshake, how long a page's requests take, what a renewal holds up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +32,8 @@ from stack.console import Failure
 from stack.settings import GIVEN, StackSettings, rows
 
 QUESTION = (
-    "How much more CPU does nginx take for a request by HTTPS over HTTP/1.1, HTTP/2 and HTTP/3, and for a handshake, "
-    "with and without resumption; and how long does a renewal of the certificate keep a client waiting?"
+    "How much more CPU does a request take by HTTPS over HTTP/1.1, HTTP/2 and HTTP/3, and a handshake with and without "
+    "resumption; and how long does a renewal of the certificate keep a client waiting?"
 )
 ROUNDS = 8
 # Under way at a time, by each protocol: connections and streams of each.
@@ -42,7 +42,7 @@ PLAIN, ENCRYPTED, SECOND = LOADS
 SLICE_SECONDS = 1
 PAGE = 100  # small requests on one connection
 HANDSHAKES = 400
-SLOW_REQUESTS, AT_A_TIME = 600, 100  # by the clients in Python, which are slower than nginx
+PAGES = 6  # in a row, by each client in Python
 RENEWALS = 6
 PATH = "/"
 NGINX_GOAL, HANDSHAKE_GOAL, GAP_GOAL = Goal("at most", 1.3), Goal("at most", 1.15), Goal("at most", 100)
@@ -52,13 +52,21 @@ def seconds() -> float:
     return 8 + ROUNDS * (len(LOADS) * (SLICE_SECONDS + 0.3) + 2.6) + 2 * (RENEWALS + 1)
 
 
+Client = Callable[[int, Path], Coroutine[None, None, list[float]]]
+
+
 @dataclass(frozen=True)
 class Server:
-    """An nginx: the pid at the root of its processes, where it is asked, and on which port."""
+    """An nginx and its app: the pid at the root of the processes of each, where nginx is asked, and on which port."""
 
-    pid: int
+    nginx: int
+    app: int
     url: str
     port: int
+
+    @property
+    def tiers(self) -> dict[str, int]:
+        return {"nginx": self.nginx, "app": self.app}
 
 
 def run(progress: Progress) -> Result:
@@ -75,15 +83,16 @@ def run(progress: Progress) -> Result:
         has_third = image or "http_v3" in subprocess.run([nginx, "-V"], capture_output=True, text=True).stderr
         plain = Bench("plain")
         secure = Bench("secure", TLS="files", TLS_FOLDER=str(site), HTTP3="on" if has_third else "off")
+        apps = []
         for bench in (plain, secure):
             stack.enter_context(bench.own_folder())
-            stack.enter_context(bench.app())
+            apps.append(stack.enter_context(bench.app()))
         pid, port, _ = stack.enter_context(plain.nginx_of(image, "plain", {}))
-        ours = _server(stack.enter_context(secure.nginx_of(image, "ours", {})))
+        ours = _server(stack.enter_context(secure.nginx_of(image, "ours", {})), apps[1])
         words = ("ssl_certificate", "ssl_certificate_key")
         fixed = {f"{word} $stack_certificate;": f"{word} {site}/site.pem;" for word in words}
-        static = _server(stack.enter_context(secure.nginx_of(image, "static", fixed)))
-        servers = {PLAIN: Server(pid, f"http://localhost:{port}", port), ENCRYPTED: ours, SECOND: ours}
+        static = _server(stack.enter_context(secure.nginx_of(image, "static", fixed)), apps[1])
+        servers = {PLAIN: Server(pid, apps[0], f"http://localhost:{port}", port), ENCRYPTED: ours, SECOND: ours}
         _protocols(result, servers, progress)
         _pages(result, servers, progress)
         _handshakes(result, ours, static, site, progress)
@@ -95,9 +104,9 @@ def run(progress: Progress) -> Result:
     return result
 
 
-def _server(found: tuple[int, int, int]) -> Server:
+def _server(found: tuple[int, int, int], app: int) -> Server:
     pid, _, port = found
-    return Server(pid, f"https://localhost:{port}", port)
+    return Server(pid, app, f"https://localhost:{port}", port)
 
 
 def _prepare() -> None:
@@ -137,15 +146,15 @@ def _h2load(server: Server, name: str, *arguments: str) -> tuple[int, list[float
     return len(lines), [int(microseconds) / 1000 for _, _, microseconds in lines]
 
 
-def _cpu_us(server: Server, load: Callable[[], int]) -> float:
-    """Microseconds of nginx's CPU for each of what `load` says it has done."""
-    before = cpu.tree_seconds(server.pid)
+def _cpu_us(server: Server, load: Callable[[], int]) -> dict[str, float]:
+    """Microseconds of each tier's CPU for each of what `load` says it has done."""
+    before = {tier: cpu.tree_seconds(pid) for tier, pid in server.tiers.items()}
     done = load()
-    return (cpu.tree_seconds(server.pid) - before) / done * 1e6
+    return {tier: (cpu.tree_seconds(pid) - before[tier]) / done * 1e6 for tier, pid in server.tiers.items()}
 
 
 def _protocols(result: Result, servers: dict[str, Server], progress: Progress) -> None:
-    found: dict[str, list[float]] = {name: [] for name in LOADS}
+    tiers: dict[str, dict[str, list[float]]] = {tier: {name: [] for name in LOADS} for tier in ("nginx", "app")}
     for number in range(ROUNDS):
         for name in _in_turn(list(LOADS), number):
             progress.step(f"round {number + 1} of {ROUNDS}: {name}")
@@ -153,16 +162,19 @@ def _protocols(result: Result, servers: dict[str, Server], progress: Progress) -
             options = (f"--clients={connections}", f"--max-concurrent-streams={streams}", f"--duration={SLICE_SECONDS}")
             if not number:
                 _h2load(servers[name], name, *options)  # the first second is the processes' own
-            found[name].append(_cpu_us(servers[name], lambda: _h2load(servers[name], name, *options)[0]))  # noqa: B023
-    for name in (ENCRYPTED, SECOND):
-        goal = NGINX_GOAL if name == SECOND else None
-        ratio = ratios(found[name], found[PLAIN])
-        result.comparisons.append(Comparison(f"nginx CPU per request, {name} to {PLAIN}", ratio, goal))
-    for name, taken in found.items():
-        connections, streams = LOADS[name]
+            used = _cpu_us(servers[name], lambda: _h2load(servers[name], name, *options)[0])  # noqa: B023
+            for tier, found in tiers.items():
+                found[name].append(used[tier])
+    for tier, found in tiers.items():
+        for name in (ENCRYPTED, SECOND):
+            goal = NGINX_GOAL if tier == "nginx" and name == SECOND else None
+            ratio = ratios(found[name], found[PLAIN])
+            result.comparisons.append(Comparison(f"{tier} CPU per request, {name} to {PLAIN}", ratio, goal))
+        result.rounds[f"{tier} CPU us per request"] = found
+    for name, (connections, streams) in LOADS.items():
         columns = {"connections": str(connections), "streams of each": str(streams)}
-        result.details.append({"protocol": name} | columns | {"nginx CPU us/request": f"{median(taken):.0f}"})
-    result.rounds["nginx CPU us per request"] = found
+        cost = {f"{tier} CPU us/request": f"{median(found[name]):.0f}" for tier, found in tiers.items()}
+        result.details.append({"protocol": name} | columns | cost)
 
 
 def _pages(result: Result, servers: dict[str, Server], progress: Progress) -> None:
@@ -173,7 +185,7 @@ def _pages(result: Result, servers: dict[str, Server], progress: Progress) -> No
         for name in _in_turn(list(LOADS), number):
             streams = PAGE if name == SECOND else 1
             options = ("--clients=1", f"--max-concurrent-streams={streams}", f"--requests={PAGE}")
-            found[name].append(sorted(_h2load(servers[name], name, *options)[1])[PAGE * 99 // 100 - 1])
+            found[name].append(_p99(_h2load(servers[name], name, *options)[1]))
     for name, taken in found.items():
         at_a_time = "all at a time" if name == SECOND else "one after the other"
         figure = f"p99 of {PAGE} small requests on one connection of {name}, {at_a_time}"
@@ -189,7 +201,7 @@ def _handshakes(result: Result, ours: Server, static: Server, site: Path, progre
         for kind in _in_turn(list(found), number):
             server = static if kind == "static" else ours
             load = functools.partial(_shake_hands, server, site, again=kind == "resumed")
-            found[kind].append(_cpu_us(server, load) / 1000)
+            found[kind].append(_cpu_us(server, load)["nginx"] / 1000)
     variable, fixed = "this configuration", "a static certificate"
     cost = "nginx CPU per handshake"
     result.comparisons += [
@@ -219,35 +231,68 @@ def _third(result: Result, ours: Server, site: Path, progress: Progress) -> None
     """HTTP/3 against HTTP/2, both by clients in Python: h2load has no HTTP/3."""
     second, third = "HTTP/2 by a client in Python", "HTTP/3 by a client in Python"
     clients = {second: _by_http2, third: _by_http3}
-    found: dict[str, list[float]] = {name: [] for name in clients}
+    costs: dict[str, list[float]] = {name: [] for name in clients}
+    pages: dict[str, list[float]] = {name: [] for name in clients}
     for number in range(ROUNDS):
         for name in _in_turn(list(clients), number):
             progress.step(f"round {number + 1} of {ROUNDS}: {name}")
-            found[name].append(_cpu_us(ours, lambda: asyncio.run(clients[name](ours.port, site))))  # noqa: B023
-    ratio = ratios(found[third], found[second])
-    result.comparisons.append(Comparison(f"nginx CPU per request, {third} to {second}", ratio))
-    result.rounds["nginx CPU us per request, clients in Python"] = found
+            p99s: list[float] = []
+
+            def load(client: Client = clients[name], p99s: list[float] = p99s) -> int:
+                p99s += asyncio.run(client(ours.port, site))
+                return len(p99s) * PAGE
+
+            costs[name].append(_cpu_us(ours, load)["nginx"])
+            pages[name].append(median(p99s))
+    cost = ratios(costs[third], costs[second])
+    result.comparisons.append(Comparison(f"nginx CPU per request, {third} to {second}", cost))
+    figure = f"p99 of {PAGE} small requests on one connection, all at a time, {third} to {second}"
+    result.comparisons.append(Comparison(figure, ratios(pages[third], pages[second])))
+    result.rounds["nginx CPU us per request, clients in Python"] = costs
+    result.rounds["p99 ms of a page, clients in Python"] = pages
 
 
-async def _by_http2(port: int, site: Path) -> int:
+async def _by_http2(port: int, site: Path) -> list[float]:
     trust = ssl.create_default_context(cafile=site / "trusted/localhost.pem")
     trust.set_alpn_protocols(["h2"])
     connection = await http2.connect(port, trust)
     headers = http2.request_headers("GET", PATH, port)
-    for _ in range(SLOW_REQUESTS // AT_A_TIME):
-        statuses = await asyncio.gather(*(connection.begin(headers).answer for _ in range(AT_A_TIME)))
-        _hold_to_success(statuses)
+
+    async def ask() -> int:
+        return await connection.begin(headers).answer
+
+    p99s = await _ask_for_pages(ask)
     assert connection.transport
     connection.transport.close()
-    return SLOW_REQUESTS
+    return p99s
 
 
-async def _by_http3(port: int, site: Path) -> int:
+async def _by_http3(port: int, site: Path) -> list[float]:
     async with http3.connected(port, site / "trusted/localhost.pem") as connection:
-        for _ in range(SLOW_REQUESTS // AT_A_TIME):
-            answers = await asyncio.gather(*(connection.begin("GET", PATH) for _ in range(AT_A_TIME)))
-            _hold_to_success([answer.status for answer in answers])
-    return SLOW_REQUESTS
+
+        async def ask() -> int:
+            return (await connection.begin("GET", PATH)).status
+
+        return await _ask_for_pages(ask)
+
+
+async def _ask_for_pages(ask: Callable[[], Awaitable[int]]) -> list[float]:
+    """The 99th percentile of each of PAGES, in milliseconds; `ask` gives the status of an answer."""
+
+    async def timed() -> tuple[int, float]:
+        begun = time.monotonic()
+        return await ask(), (time.monotonic() - begun) * 1000
+
+    p99s = []
+    for _ in range(PAGES):
+        answers = await asyncio.gather(*(timed() for _ in range(PAGE)))
+        _hold_to_success([status for status, _ in answers])
+        p99s.append(_p99([milliseconds for _, milliseconds in answers]))
+    return p99s
+
+
+def _p99(of_page: Sequence[float]) -> float:
+    return sorted(of_page)[PAGE * 99 // 100 - 1]
 
 
 def _hold_to_success(statuses: Sequence[int]) -> None:
