@@ -46,7 +46,9 @@ class Connection(asyncio.Protocol):
     """One connection, with as many requests under way as are asked for."""
 
     def __init__(self) -> None:
-        self.h2 = H2Connection(H2Configuration(header_encoding="utf-8"))
+        # A header that HTTP/2 forbids is sent as it is: h2 would leave it out.
+        sent = {"normalize_outbound_headers": False, "validate_outbound_headers": False}
+        self.h2 = H2Connection(H2Configuration(header_encoding="utf-8", **sent))
         self.transport: asyncio.Transport | None = None
         self.streams: dict[int, Stream] = {}
         self.no_more = False  # it takes no further request
