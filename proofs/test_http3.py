@@ -309,27 +309,67 @@ def test_a_stranger_cannot_have_more_sent_to_somebody_than_three_times_what_he_s
     assert asyncio.run(once(quic, "GET", "/")).status == 200
 
 
-@pytest.mark.parametrize("protocol", ["h2", "h3"])
-def test_a_browser_that_trusts_the_certificate_has_no_warning(
-    quic: Stack, chromium: str, protocol: str, tmp_path: Path
-) -> None:
+@pytest.fixture
+def home(quic: Stack, tmp_path: Path) -> Path:
+    """Of a browser that trusts the stack's certificate."""
     certutil = shutil.which("certutil") or lacks("certutil is not installed (libnss3-tools)", "REQUIRE_BROWSER")
     store = tmp_path / ".pki/nssdb"
     store.mkdir(parents=True)
     trust = ["-N", "--empty-password"], ["-A", "-t", "P,,", "-n", "localhost", "-i", str(trusted(quic))]
     for command in trust:
         subprocess.run([certutil, "-d", f"sql:{store}", *command], check=True)
+    return tmp_path
+
+
+MAPPED = "--host-resolver-rules=MAP example.com 127.0.0.1"
+HOP = "performance.getEntriesByType('navigation')[0].nextHopProtocol"
+
+
+@pytest.mark.parametrize("protocol", ["h2", "h3"])
+def test_a_browser_that_trusts_the_certificate_has_no_warning(
+    quic: Stack, chromium: str, protocol: str, home: Path
+) -> None:
     site = f"example.com:{quic.https_port}"
-    flags = ["--host-resolver-rules=MAP example.com 127.0.0.1"]
     # Otherwise it comes by HTTP/2 first, and by HTTP/3 when it sees fit.
-    flags += [f"--origin-to-force-quic-on={site}"] if protocol == "h3" else ["--disable-quic"]
+    flags = [MAPPED, f"--origin-to-force-quic-on={site}" if protocol == "h3" else "--disable-quic"]
     complaints: list[str] = []
-    with opened(chromium, f"https://{site}/", complaints, flags=flags, home=tmp_path) as page:
+    with opened(chromium, f"https://{site}/", complaints, flags=flags, home=home) as page:
         assert page.evaluate("isSecureContext")
-        assert page.evaluate("performance.getEntriesByType('navigation')[0].nextHopProtocol") == protocol
+        assert page.evaluate(HOP) == protocol
         assert json.loads(page.inner_text("body"))["scheme"] == "https"
     # The demo has no picture for its tab.
     assert [complaint for complaint in complaints if "favicon.ico" not in complaint] == []
+
+
+@pytest.mark.skipif(not shutil.which("iptables"), reason="iptables is not installed")
+def test_where_udp_is_blocked_a_browser_stays_with_http2(quic: Stack, chromium: str, home: Path) -> None:
+    """It reads of HTTP/3 in the first page, and tries it for one of the next: the packets vanish."""
+    nginx = quic.inspect(quic.containers("nginx")[0])["State"]["Pid"]
+
+    def filtered(*words: str) -> str:
+        inside = ["nsenter", "--net", f"--target={nginx}", "iptables"]
+        return subprocess.check_output([*inside, *words], text=True)
+
+    dropped = ("INPUT", "--protocol", "udp", "--jump", "DROP")
+    filtered("--append", *dropped)
+    try:
+        with opened(chromium, f"https://example.com:{quic.https_port}/", [], flags=[MAPPED], home=home) as page:
+
+            def tried() -> bool:
+                answer = page.reload()
+                assert answer
+                assert (answer.status, page.evaluate(HOP)) == (200, "h2")
+                return packets() > 0
+
+            def packets() -> int:
+                listed = filtered("--list", "INPUT", "--verbose", "--exact", "--numeric").splitlines()
+                return int(next(line.split()[0] for line in listed if "DROP" in line))
+
+            until("it has tried HTTP/3", tried)
+            assert page.reload()
+            assert page.evaluate(HOP) == "h2"
+    finally:
+        filtered("--delete", *dropped)
 
 
 def test_without_it_no_port_of_udp_is_taken() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import ssl
+import threading
 from pathlib import Path
 
 import pytest
@@ -97,6 +101,46 @@ def test_the_pause_after_a_failure_grows_and_a_success_ends_it(
     assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600, 60]
     assert "no new certificate for a.test: the CA is down; nothing is published" in capsys.readouterr().out
     assert "tls_certificate_failures 1\n" in (tmp_path / "published/site.prom").read_text()
+
+
+def given(folder: Path, port: int) -> dict[str, str]:
+    """The environment for a CA on loopback."""
+    return {"ACME_NAMES": "a.test", "ACME_EMAIL": "", "ACME_DIRECTORY": f"https://localhost:{port}/dir",
+            "RENEW_STATE": f"{folder}/state", "RENEW_PUBLISHED": str(folder)}  # fmt: skip
+
+
+def test_a_ca_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renew, "ORDER_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(renew.OrderError, match=f"https://localhost:{port}/dir gave no certificate within 2 s"):
+            renew.order(given(tmp_path, port))
+
+
+def test_a_ca_whose_own_certificate_is_wrong_is_asked_for_nothing(tmp_path: Path) -> None:
+    key = certificates.make_key()
+    (tmp_path / "ca.pem").write_bytes(
+        certificates.private(key) + certificates.certificate(key, -1, 30, "elsewhere.test")
+    )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "ca.pem")
+    heard = []
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # a handshake that the client ends, and the end of the test
+            while True:
+                connection, _ = listener.accept()
+                with contextlib.suppress(ssl.SSLError), context.wrap_socket(connection, server_side=True) as told:
+                    heard.append(told.recv(4096))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        with pytest.raises(renew.OrderError, match="certificate verify failed"):
+            renew.order(given(tmp_path, listener.getsockname()[1]))
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert not any(heard), "it was told something"
 
 
 def test_without_a_name_it_says_so_and_ends(tmp_path: Path) -> None:
