@@ -9,6 +9,8 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from proofs.open_loop import OpenLoop
 from proofs.stack import Stack, until
@@ -119,25 +121,42 @@ time.sleep(3600)
 """
 
 
-def mute_replicas_leave(stack: Stack, load: OpenLoop, count: int = 4) -> None:
-    """Beside the app there are replicas that accept nothing, and the list of replicas loses one after the other."""
-    image, network = stack.inspect(stack.containers("app")[0])["Config"]["Image"], f"{stack.project}_app"
+@contextmanager
+def mute_replicas(stack: Stack, count: int) -> Iterator[list[str]]:
+    """Containers in the app's network that accept nothing, under no name. They end with the block."""
+    image = stack.inspect(stack.containers("app")[0])["Config"]["Image"]
     program = MUTE.replace("WORKERS", stack.rows["WORKERS"])
     mute: list[str] = []
     try:
         for _ in range(count):
+            network = f"{stack.project}_app"
             mute.append(docker("run", "--detach", "--network", network, image, "python", "-c", program))
             until("a full queue", lambda: docker("logs", mute[-1]) == "ready")
-        for container in mute:
-            docker("network", "disconnect", network, container)
-            docker("network", "connect", "--alias", "app", network, container)
-        load.run_for(3)
-        for container in mute:
-            docker("network", "disconnect", network, container)
-            load.run_for(0.5)
-        load.run_for(3)
+        yield mute
     finally:
         docker("rm", "--force", *mute)
+
+
+def enter(stack: Stack, container: str, name: str) -> None:
+    """From now on Docker's DNS has the container's address for `name` in the app's network, and for no other."""
+    docker("network", "disconnect", f"{stack.project}_app", container)
+    docker("network", "connect", "--alias", name, f"{stack.project}_app", container)
+
+
+def leave(stack: Stack, container: str) -> None:
+    docker("network", "disconnect", f"{stack.project}_app", container)
+
+
+def mute_replicas_leave(stack: Stack, load: OpenLoop, count: int = 4) -> None:
+    """Beside the app there are replicas that accept nothing, and the list of replicas loses one after the other."""
+    with mute_replicas(stack, count) as mute:
+        for container in mute:
+            enter(stack, container, "app")
+        load.run_for(3)
+        for container in mute:
+            leave(stack, container)
+            load.run_for(0.5)
+        load.run_for(3)
 
 
 def kill_a_replica(stack: Stack, load: OpenLoop) -> float:
