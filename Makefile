@@ -9,7 +9,9 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 .PHONY: help up down logs ps check test loadtest users reload deploy bench lab capacity soak zero-loss mutate clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##@ Run
 
 up: .venv ## start the stack (Compose where an engine answers, else plain processes) and wait until it answers
 	@$(STACK) up
@@ -17,17 +19,27 @@ up: .venv ## start the stack (Compose where an engine answers, else plain proces
 down: .venv ## stop it, with every request answered
 	@$(STACK) down
 
-logs: .venv ## follow the logs
-	@$(STACK) logs
-
 ps: .venv ## what runs
 	@$(STACK) ps
 
-check: .venv ## settings, timeout budget, nginx and Compose configuration, code: all that can be known without a start
-	@$(STACK) check; status=$$?; $(PYTHON) -m proofs.settings || status=1; exit $$status
+logs: .venv ## follow the logs
+	@$(STACK) logs
 
-test: .venv ## every test: the code's, and the proofs against real stacks, in both ways of running
-	@$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup $(PYTEST)
+reload: .venv ## fresh workers and nginx's configuration; plain processes also take new code, containers take it from make deploy
+	@$(STACK) reload
+
+deploy: .venv ## build the app and replace the running containers by the new ones, with no request lost
+	@$(STACK) deploy
+
+clean: down ## stop it, and remove what it and the tests left: volumes, images, reports, caches
+	@if docker version >/dev/null 2>&1; then \
+	    docker compose down --volumes --rmi local --remove-orphans && docker image prune --force --filter \
+	    label=com.docker.compose.project="$$($(PYTHON) -c 'from stack.settings import project; print(project())')" >/dev/null; fi
+	@rm -rf "$$($(PYTHON) -c 'from stack import native; print(native.folder())')"{,.deploy.lock}
+	@rm -rf reports .pytest_cache .mypy_cache .ruff_cache .venv .uv
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+
+##@ Measure
 
 loadtest: .venv ## load the running stack and hold it to the objectives of .env; the report goes to reports/
 	@$(STACK) loadtest
@@ -35,11 +47,8 @@ loadtest: .venv ## load the running stack and hold it to the objectives of .env;
 users: .venv ## write a first loadtest/users.py from the running app's schema (OPENAPI=/its/path names another)
 	@$(STACK) users
 
-reload: .venv ## fresh workers and nginx's configuration; plain processes also take new code, containers take it from make deploy
-	@$(STACK) reload
-
-deploy: .venv ## build the app and replace the running containers by the new ones, with no request lost
-	@$(STACK) deploy
+capacity: .venv ## find the highest rate at which the objectives of .env hold, and the rows for it (WRITE=1 writes them)
+	@$(PYTHON) -m bench.capacity
 
 bench: .venv ## what the shell and the proxy cost, measured side by side
 	@$(PYTHON) -m bench $(EXPERIMENTS)
@@ -49,8 +58,13 @@ bench: .venv ## what the shell and the proxy cost, measured side by side
 lab: .venv ## what each choice costs, on one page with pictures: reports/lab/index.html (EXPERIMENTS="shell proxy" for some)
 	@$(PYTHON) -m bench lab $(EXPERIMENTS)
 
-capacity: .venv ## find the highest rate at which the objectives of .env hold, and the rows for it (WRITE=1 writes them)
-	@$(PYTHON) -m bench.capacity
+##@ Prove
+
+check: .venv ## settings, timeout budget, nginx and Compose configuration, code: all that can be known without a start
+	@$(STACK) check; status=$$?; $(PYTHON) -m proofs.settings || status=1; exit $$status
+
+test: .venv ## every test: the code's, and the proofs against real stacks, in both ways of running
+	@$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup $(PYTEST)
 
 zero-loss: .venv ## each event with and without the setting that makes it harmless; writes the table of docs/zero-loss.md
 	@$(PYTHON) -m proofs.zero_loss $(EVENTS)
@@ -60,14 +74,6 @@ soak: .venv ## a million requests while workers, replicas and nginx are replaced
 
 mutate: .venv ## revert one setting at a time and see a proof fail (ONLY=part-of-a-name for some); writes docs/settings.md
 	@$(PYTHON) -m proofs.mutate "$(ONLY)"
-
-clean: down ## stop it, and remove what it and the tests left: volumes, images, reports, caches
-	@if docker version >/dev/null 2>&1; then \
-	    docker compose down --volumes --rmi local --remove-orphans && docker image prune --force --filter \
-	    label=com.docker.compose.project="$$($(PYTHON) -c 'from stack.settings import project; print(project())')" >/dev/null; fi
-	@rm -rf "$$($(PYTHON) -c 'from stack import native; print(native.folder())')"{,.deploy.lock}
-	@rm -rf reports .pytest_cache .mypy_cache .ruff_cache .venv .uv
-	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv: pyproject.toml uv.lock $(filter .uv/bin/uv,$(UV))
 	@$(UV) sync --quiet --locked

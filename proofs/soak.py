@@ -1,23 +1,28 @@
 """`make soak`: a million requests while everything happens to the stack that may, over and over. Nothing is lost.
 
 SOAK_REQUESTS, SOAK_RATE (requests a second) and SOAK_SECONDS (when to give up) of the environment change its size.
+What came of it is written into docs/zero-loss.md.
 """
 
 from __future__ import annotations
 
+import datetime
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
 
 from proofs import events
 from proofs.open_loop import OpenLoop
-from proofs.stack import PATIENT_BUDGET, Stack
+from proofs.stack import PATIENT_BUDGET, ROOT, Stack
 from stack.compose import engine
 
 REQUESTS = int(os.environ.get("SOAK_REQUESTS", "1000000"))
 RATE = float(os.environ.get("SOAK_RATE", "600"))
 SECONDS = float(os.environ.get("SOAK_SECONDS", "3600"))
+
+PAGE = ROOT / "docs/zero-loss.md"
 
 Event = Callable[[Stack, OpenLoop], object]
 NATIVE: list[Event] = [lambda s, o: events.reload(s, o, 3), events.recycle, events.pass_time]
@@ -34,7 +39,7 @@ COMPOSE: list[Event] = [
 def main() -> int:
     way = os.environ.get("WAY") or ("compose" if engine() else "native")
     stack = Stack(way, "soak", **PATIENT_BUDGET, MAX_REQUESTS="2000", MAX_REQUESTS_JITTER="1000")
-    begun, total, posts, failed = time.monotonic(), 0, 0, 0
+    begun, total, posts, happened, failed, lost, doubled = time.monotonic(), 0, 0, 0, 0, 0, 0
     try:
         stack.up()
         while total < REQUESTS and time.monotonic() - begun < SECONDS:
@@ -42,7 +47,8 @@ def main() -> int:
                 with OpenLoop(stack, RATE) as load:
                     event(stack, load)
                 outcome = load.outcome
-                total, posts = total + outcome.total, posts + outcome.sent["POST"]
+                total, posts, happened = total + outcome.total, posts + outcome.sent["POST"], happened + 1
+                lost, doubled = lost + len(outcome.lost), doubled + len(outcome.doubled)
                 print(f"{time.monotonic() - begun:6.0f} s  {total:>9,} of {REQUESTS:,}  {outcome}", flush=True)
                 try:
                     outcome.assert_nothing_lost_or_doubled()
@@ -51,10 +57,21 @@ def main() -> int:
                     failed += 1
     finally:
         stack.down()
-    print(f"{way}: {total:,} requests, {posts:,} POST, {failed} events with a loss")
+    found = (
+        f"{lost:,} of {total:,} requests lost, {doubled:,} done twice, {posts:,} POST among them, in {happened} events"
+    )
+    print(f"{way}: {found}; {failed} of the events with a loss")
+    record(f"{found}, `WAY={way}`, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}.")
     if total < REQUESTS:
         print(f"FAILED: {SECONDS:g} s were not enough for {REQUESTS:,} requests")
     return 1 if failed or total < REQUESTS else 0
+
+
+def record(found: str) -> None:
+    """Put it between its two marks in the page."""
+    marked = f"<!-- soak: make soak writes it -->\n{found}\n<!-- end of soak -->"
+    text = PAGE.read_text()
+    PAGE.write_text(re.sub(r"<!-- soak:.*?<!-- end of soak -->", lambda _: marked, text, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

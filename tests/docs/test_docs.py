@@ -16,7 +16,8 @@ from app.server.budget import RULES, Rule
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-ALL = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *PAGES]
+INDEX = ROOT / "docs/README.md"
+ALL = [README, *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")), *PAGES]
 
 # Names in capitals that are no rows of .env: given by the way of running, by make or by a test, or protocol words.
 GIVEN = {
@@ -43,7 +44,7 @@ def targets() -> dict[str, str]:
     """The targets that `make help` lists, with what it says of each."""
     listed = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True)
     assert listed.returncode == 0, listed.stderr
-    pairs = [line.split(maxsplit=1) for line in listed.stdout.splitlines()]
+    pairs = [line.split(maxsplit=1) for line in listed.stdout.splitlines() if line.startswith("  ")]
     return {pair[0]: pair[1] for pair in pairs}
 
 
@@ -119,15 +120,44 @@ def test_every_setting_exists(page: Path) -> None:
     assert not unknown, f"neither in .env nor in the code: {unknown}"
 
 
-def test_the_readme_lists_every_page() -> None:
-    index = words(README).partition("## Documentation")[2]
-    assert re.findall(r"\]\((docs/[^)]+\.md)\)", index) != []
-    assert sorted(re.findall(r"\]\((docs/[^)]+\.md)\)", index)) == [f"docs/{page.name}" for page in PAGES]
+def test_every_page_is_two_clicks_from_the_readme_at_most() -> None:
+    assert "](docs/README.md)" in words(README)
+    listed = re.findall(r"\]\(([a-z-]+\.md)\)", words(INDEX))
+    assert sorted(listed) == [page.name for page in PAGES if page != INDEX]
 
 
-def test_the_readme_has_every_make_target_in_the_words_of_make() -> None:
-    rows = re.findall(r"^\| `make ([a-z-]+)` \| (.*) \|$", words(README), flags=re.MULTILINE)
+def test_every_make_target_has_its_row_in_the_words_of_make() -> None:
+    rows = re.findall(r"^\| `make ([a-z-]+)` \| (.*) \|$", words(ROOT / "docs/commands.md"), flags=re.MULTILINE)
     assert rows == [(name, said) for name, said in targets().items() if name != "help"]
+
+
+def test_the_readme_is_one_screen() -> None:
+    assert len(words(README).splitlines()) <= 80
+
+
+def section(page: Path, anchor: str) -> str:
+    """The part of a page that a link leads to: all of it without an anchor."""
+    if not anchor:
+        return words(page)
+    found = re.search(rf"^## {anchor}\n(.*?)(?=^## |\Z)", words(page), flags=re.MULTILINE | re.DOTALL)
+    assert found, f"{page.name} has no part {anchor}"
+    return found[1]
+
+
+WRITTEN_BY_COMMANDS = ("docs/measurements.md", "docs/zero-loss.md", "docs/settings.md")
+
+
+def test_every_figure_of_the_readme_stands_where_its_link_leads() -> None:
+    checked = 0
+    for piece in re.split(r"\n\n|\n(?=[|-] )", words(README)):  # paragraphs, rows and items
+        links = re.findall(r"\]\((docs/[^)#]+)#?([^)]*)\)", piece)
+        written = "".join(section(ROOT / page, anchor) for page, anchor in links if page in WRITTEN_BY_COMMANDS)
+        figures = re.findall(r"\d+(?:[.,]\d+)+|(?<=^\| )\d+", piece) if written else []
+        assert [figure for figure in figures if not re.search(rf"(?<!\d){re.escape(figure)}(?!\d)", written)] == [], (
+            piece
+        )
+        checked += len(figures)
+    assert checked >= 6, "the README's figures were not recognised"
 
 
 def test_pages_that_the_code_refers_to_exist() -> None:
