@@ -72,7 +72,7 @@ zero-loss: .venv ## each event with and without the setting that makes it harmle
 soak: .venv ## a million requests while workers, replicas and nginx are replaced over and over
 	@$(PYTHON) -m proofs.soak
 
-mutate: .venv ## revert one setting at a time and see a proof fail (ONLY=part-of-a-name for some); writes docs/settings.md
+mutate: .venv ## revert one setting at a time and see a proof fail (ONLY=part-of-a-name for some); writes docs/settings.md, docs/evidence.md
 	@$(PYTHON) -m proofs.mutate "$(ONLY)"
 
 .venv: pyproject.toml uv.lock $(filter .uv/bin/uv,$(UV))

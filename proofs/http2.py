@@ -47,8 +47,10 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         # A header that HTTP/2 forbids is sent as it is: h2 would leave it out.
-        sent = {"normalize_outbound_headers": False, "validate_outbound_headers": False}
-        self.h2 = H2Connection(H2Configuration(header_encoding="utf-8", **sent))
+        config = H2Configuration(
+            header_encoding="utf-8", normalize_outbound_headers=False, validate_outbound_headers=False
+        )
+        self.h2 = H2Connection(config)
         self.transport: asyncio.Transport | None = None
         self.streams: dict[int, Stream] = {}
         self.no_more = False  # it takes no further request

@@ -2,7 +2,8 @@
 
 ONLY=name runs those settings whose name holds it. What was found is kept in reports/mutate/, so that a run that was
 interrupted goes on where it stopped; it starts over when a file of the tree has changed. A run in which every change
-was noticed writes docs/settings.md and docs/symptoms.md; of settings that it did not try, the page keeps what it has.
+was noticed writes docs/settings.md, evidence.md and symptoms.md; of settings that it did not try, they keep what they
+have.
 Exit status 1 when a change went unnoticed.
 """
 

@@ -1,9 +1,11 @@
-"""docs/settings.md and docs/symptoms.md, written from the table and from what make mutate saw."""
+"""docs/settings.md, evidence.md and symptoms.md, written from the table and from what make mutate saw."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 from proofs.settings import Setting, Unproven
@@ -14,28 +16,34 @@ from proofs.stack import ROOT
 
 SETTINGS_HEAD = """# Settings
 
-Every setting of this stack, what it does, and what breaks without it. `make mutate` wrote this page: it changes one
-setting at a time in a copy of the tree and runs the proofs named here. "Changed" is what it put in place, "seen" what
-the proof said then. With the setting as it is, each of these proofs passes.
+Every setting of this stack: what it does, what it would be without its line, and the proof that fails then.
+`make mutate` wrote this page. [Evidence](evidence.md) has what each proof said.
+
+"""
+EVIDENCE_HEAD = """# Evidence
+
+`make mutate` wrote this page: it changes one setting at a time in a copy of the tree, and runs the proofs named here.
+"Seen" is what the proof said then. With the setting as it is, each of these proofs passes.
+[Settings](settings.md) says what each does.
 
 """
 SYMPTOMS_HEAD = """# Symptoms
 
 From what you see to the setting behind it, and the proof that shows it. `make mutate` wrote this page.
-docs/settings.md says what each setting does.
+[Settings](settings.md) says what each does.
 
 """
 SETTINGS_PAGE = ROOT / "docs/settings.md"
+EVIDENCE_PAGE = ROOT / "docs/evidence.md"
 SYMPTOMS_PAGE = ROOT / "docs/symptoms.md"
 
 
 def committed() -> dict[str, Any]:
     """What the page says was seen of each change that is still in the table, as results of make mutate."""
-    page, found = SETTINGS_PAGE.read_text(), {}
+    page, found = EVIDENCE_PAGE.read_text(), {}
     for setting in (each for each in TABLE if isinstance(each, Setting)):
-        names, change = re.escape(head(setting)), re.escape(setting.change)
-        pattern = rf"^{names}.*\n  Changed: {change}\. Seen: `(.*)`\n  Proof: `(.*)`$"
-        if seen := re.search(pattern, page, re.MULTILINE):
+        beginning = re.escape(f"- {names(setting)}: {setting.change}. Seen: ")
+        if seen := re.search(rf"^{beginning}`(.*)`\n  Proof: `(.*)`$", page, re.MULTILINE):
             without, proof = seen.groups()
             found[setting.names[0]] = {"verdict": "killed", "without": without, "proof": proof, "tree": "committed"}
     return found
@@ -43,45 +51,56 @@ def committed() -> dict[str, Any]:
 
 def write(results: dict[str, Any]) -> None:
     """`results` are what is known of each setting, from make mutate and from the page as it was."""
-    SETTINGS_PAGE.write_text(settings_page(results))
+    SETTINGS_PAGE.write_text(SETTINGS_HEAD + summary(results) + parts(row, TABLE_HEAD))
+    EVIDENCE_PAGE.write_text(EVIDENCE_HEAD + parts(lambda setting: entry(setting, results)).lstrip())
     SYMPTOMS_PAGE.write_text(symptoms_page())
-    print("wrote docs/settings.md and docs/symptoms.md")
+    print("wrote docs/settings.md, docs/evidence.md and docs/symptoms.md")
 
 
-def settings_page(results: dict[str, Any]) -> str:
+def summary(results: dict[str, Any]) -> str:
     known = results["settings"]
     changes = [setting for setting in TABLE if isinstance(setting, Setting)]
     tried = [known[setting.names[0]] for setting in changes if setting.names[0] in known]
     verdicts = Counter(found["verdict"] for found in tried)
     unproven = [setting for setting in TABLE if isinstance(setting, Unproven)]
-    names = sum(len(setting.names) for setting in TABLE)
+    count = sum(len(setting.names) for setting in TABLE)
     without = sum(len(setting.names) for setting in unproven)
-    text = SETTINGS_HEAD + (
-        f"{names} settings in {len(TABLE)} entries: {verdicts['killed']} changes were noticed by a proof, "
+    text = (
+        f"{count} settings in {len(TABLE)} entries: {verdicts['killed']} changes were noticed by a proof, "
         f"{verdicts['survived']} went unnoticed, {verdicts['broken']} could not be tried; {without} settings "
-        f"({without / names:.1%}) are listed with the reason why they cannot be proved here.\n"
+        f"({without / count:.1%}) are listed with the reason why they cannot be proved here.\n"
     )
     if len(tried) < len(changes):
         text += f"\n{len(changes) - len(tried)} of the changes were not tried yet.\n"
     trees = Counter(found["tree"] for found in tried)
     if len(trees) > 1:
         text += f"\n{trees.total() - max(trees.values())} of the changes were tried on another commit than the rest.\n"
-    section = ""
-    for setting in TABLE:
-        file = setting.names[0].partition(": ")[0]
-        if file != section:
-            section = file
-            text += f"\n## {file}\n"
-        text += f"\n{entry(setting, results)}"
     return text
 
 
+TABLE_HEAD = "| setting | what it does | default | proof |\n| --- | --- | --- | --- |\n"
+
+
+def parts(write_one: Callable[[Setting | Unproven], str], begins_with: str = "") -> str:
+    """The settings of each file in a part of their own."""
+    text = ""
+    for file, settings in groupby(TABLE, lambda setting: setting.names[0].partition(": ")[0]):
+        text += f"\n## {file}\n\n{begins_with}" + "".join(map(write_one, settings))
+    return text
+
+
+def row(setting: Setting | Unproven) -> str:
+    proof = f"none: {setting.reason}" if isinstance(setting, Unproven) else f"`{setting.proofs[0]}`"
+    cells = (names(setting), setting.does, setting.default, proof)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+
+
 def entry(setting: Setting | Unproven, results: dict[str, Any]) -> str:
-    text = f"{head(setting)}{setting.does} Default: {setting.default}.\n"
+    """What was seen of it; nothing where nothing can be."""
     if isinstance(setting, Unproven):
-        return text + f"  Not proved here: {setting.reason}\n"
+        return ""
+    text = f"- {names(setting)}: {setting.change}. "
     found = results["settings"].get(setting.names[0])
-    text += f"  Changed: {setting.change}. "
     if found is None:
         return text + f"Not tried yet.\n  Proof: `{setting.proofs[0]}`\n"
     if found["verdict"] == "killed":
@@ -91,9 +110,8 @@ def entry(setting: Setting | Unproven, results: dict[str, Any]) -> str:
     return text + f"  Proof: `{found['proof'] or setting.proofs[0]}`\n"
 
 
-def head(setting: Setting | Unproven) -> str:
-    """What its entry begins with."""
-    return f"- **{' '.join(map(named, setting.names))}**: "
+def names(setting: Setting | Unproven) -> str:
+    return " ".join(map(named, setting.names))
 
 
 def named(name: str) -> str:
