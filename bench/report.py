@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ from stack.settings import ROOT
 from stack.settings import rows as rows_of_env
 
 PACKAGES = ("fastapi", "gunicorn", "uvicorn", "uvloop", "httptools", "prometheus-client")
+SECTIONS = re.MULTILINE | re.DOTALL
 COLUMNS = ("what", "goal", "median", "90 % interval", "range", "finding")
 # docs/measurements.md, up to the first experiment.
 HEAD = """# Measurements
 
 What `make bench` and `make lab` found last. `python -m bench --write-docs` wrote this page from the files in
-`reports/bench/`; nothing here is written by hand. `make lab` leaves the same with pictures in `reports/lab/`.
+`reports/bench/`, and kept what it had of an experiment that has none there; nothing is written by hand. `make lab`
+leaves the same with pictures in `reports/lab/`.
 
 Variants are loaded in turn in the same run, and compared round by round: a figure is the median of the rounds' ratios.
 Beside it stand the interval that holds the true median with 90 % confidence (under five rounds: the range, with less),
@@ -158,28 +161,13 @@ def _comparison(found: Mapping[str, Any]) -> Comparison:
     return Comparison(found["name"], Figures(tuple(found["values"])), goal, found["unit"].replace("ratio", ""))
 
 
-def page(folder: Path, names: Sequence[str], optional: Sequence[str] = ()) -> str:
-    """docs/measurements.md, from the results of `names`, and of what has been run of `optional`.
-
-    Raises Failure where one of `names` has never been run.
-    """
-    missing = [name for name in names if not (folder / f"{name}.json").exists()]
-    if missing:
-        raise Failure(f'no result of {", ".join(missing)} yet: make bench EXPERIMENTS="{" ".join(missing)}"')
-    stored = read(folder, [*names, *optional])
-    alike = all(each.conditions == stored[0].conditions for each in stored)
-    parts = [HEAD.rstrip()]
-    if alike:
-        parts.append(measured_with(stored[0].conditions))
-    for each in stored:
-        parts.append(_section(each))
-        if not alike:
-            parts.append(measured_with(each.conditions))
-    return "\n\n".join(parts) + "\n"
-
-
-def measured_with(conditions: Mapping[str, str]) -> str:
-    return "Measured with " + ", ".join(f"{name} {value}" for name, value in conditions.items()) + "."
+def page(folder: Path, names: Sequence[str], before: str) -> str:
+    """docs/measurements.md: what is in `folder` of the experiments, and of the others what the page had before."""
+    sections = {found[1]: found[0].strip() for found in re.finditer(r"^## (\S+)\n.*?(?=^## |\Z)", before, SECTIONS)}
+    sections |= {each.experiment: _section(each) for each in read(folder, names)}
+    found = [name for name in names if name in sections]
+    first = [f"- [{name}](#{name}): {re.findall(r'^- (.*)$', sections[name], re.MULTILINE)[0]}" for name in found]
+    return "\n\n".join([HEAD.rstrip(), "In short:", "\n".join(first), *(sections[name] for name in found)]) + "\n"
 
 
 def command(name: str) -> str:
@@ -195,5 +183,6 @@ def _section(stored: Stored) -> str:
     parts += [markdown_table(head, lines) for head, lines in details(result.details)]
     parts += [f"Not measured: {line}." for line in result.unavailable]
     parts += [f"Note: {line}." for line in result.notes]
-    parts.append(f"`{command(stored.experiment)}`, {stored.measured}.")
+    conditions = ", ".join(f"{name} {value}" for name, value in stored.conditions.items())
+    parts.append(f"`{command(stored.experiment)}`, {stored.measured}, with {conditions}.")
     return "\n\n".join(parts)

@@ -246,7 +246,7 @@ def _third(result: Result, ours: Server, site: Path, progress: Progress) -> None
             pages[name].append(median(p99s))
     cost = ratios(costs[third], costs[second])
     result.comparisons.append(Comparison(f"nginx CPU per request, {third} to {second}", cost))
-    figure = f"p99 of {PAGE} small requests on one connection, all at a time, {third} to {second}"
+    figure = f"p99 of {PAGE} small requests at a time on one connection, {third} to {second}"
     result.comparisons.append(Comparison(figure, ratios(pages[third], pages[second])))
     result.rounds["nginx CPU us per request, clients in Python"] = costs
     result.rounds["p99 ms of a page, clients in Python"] = pages

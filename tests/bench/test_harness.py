@@ -13,7 +13,6 @@ from bench.harness import Comparison, Result, Variant, require_same_answer
 from bench.load import Outcome, Request
 from bench.processes import CannotRun, process
 from bench.ratios import Figures, Goal
-from stack.console import Failure
 
 GET, POST = Request("GET", "/"), Request("POST", "/")
 Serve = Callable[..., Variant]
@@ -116,29 +115,36 @@ def test_an_unknown_experiment_is_one_line_that_names_the_known(
 
 def test_the_page_shows_question_goal_median_interval_range_and_finding(tmp_path: Path) -> None:
     report.write(tmp_path, "shell", "How much?", result(1.1, 1.2, 1.15, goal=Goal("at most", 1.25)))
-    page = report.page(tmp_path, ["shell"])
+    page = report.page(tmp_path, ["shell"], "")
     assert "## shell\n\nHow much?\n" in page
     assert "| cost | at most 1.25 | 1.15 | 1.10 to 1.20 | 1.10 to 1.20 | met |" in page
     finding = json.loads((tmp_path / "shell.json").read_text())["findings"][0]
     assert (finding["median"], finding["verdict"]) == (1.15, "met")
 
 
-def test_the_page_says_once_what_was_measured_with_where_it_is_the_same_for_all(tmp_path: Path) -> None:
+def test_the_page_keeps_what_it_had_of_an_experiment_that_was_not_run_again(tmp_path: Path) -> None:
     for name in ("shell", "proxy"):
         report.write(tmp_path, name, "How much?", result(1.1, goal=None))
-    assert report.page(tmp_path, ["shell", "proxy"]).count("Measured with") == 1
+    before = report.page(tmp_path, ["shell", "proxy", "burst"], "")
+    (tmp_path / "shell.json").unlink()
+    report.write(tmp_path, "proxy", "How much now?", result(1.2, goal=None))
+    page = report.page(tmp_path, ["shell", "proxy", "burst"], before)
+    parts = page.split("\n## ")
+    assert parts[1] == before.split("\n## ")[1]
+    assert parts[2].startswith("proxy\n\nHow much now?\n\n- Cost: 1.20")
+    assert len(parts) == 3
 
 
-def test_no_page_is_made_while_an_experiment_has_no_result(tmp_path: Path) -> None:
-    report.write(tmp_path, "shell", "How much?", result(1.1, goal=None))
-    with pytest.raises(Failure, match='make bench EXPERIMENTS="balance burst"'):
-        report.page(tmp_path, ["shell", "balance", "burst"])
+def test_the_page_begins_with_the_first_finding_of_each_experiment(tmp_path: Path) -> None:
+    report.write(tmp_path, "shell", "How much?", result(1.1, goal=Goal("at most", 1.25)))
+    head = report.page(tmp_path, ["shell"], "").partition("\n## ")[0]
+    assert "\n- [shell](#shell): Cost: 1.10 (1.10 to 1.10); the goal, at most 1.25, is met." in head
 
 
 def test_the_page_has_what_the_lab_measured_and_does_not_ask_for_the_rest(tmp_path: Path) -> None:
     report.write(tmp_path, "shell", "How much?", result(1.1, goal=None))
     report.write(tmp_path, "servers", "Which one?", Result([Comparison("throughput, a to b", Figures((1.4, 1.5)))]))
-    page = report.page(tmp_path, ["shell"], ["servers", "sync"])
+    page = report.page(tmp_path, ["shell", "servers", "sync"], "")
     assert (
         "## servers\n\nWhich one?\n\n- With a, the throughput is 1.45 (1.40 to 1.50) times that with b: more.\n" in page
     )
