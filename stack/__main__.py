@@ -9,7 +9,7 @@ import time
 from types import ModuleType
 
 from app.server.settings import SettingsError
-from stack import check, compose, deploy, native, users
+from stack import check, compose, deploy, doctor, native, users
 from stack.console import Failure, fail, say
 from stack.settings import app_variables, checked
 
@@ -37,6 +37,8 @@ def run(command: str) -> int:
     settings, table = checked()
     if command not in ("down", "logs", "ps"):
         app_variables(table)  # for its faults
+    if command == "doctor":
+        return doctor.doctor(settings)
     if command == "users":
         users.write(settings)
         return 0
@@ -68,7 +70,7 @@ def run(command: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="stack", description="The commands behind the Makefile.")
     parser.add_argument(
-        "command", choices=["up", "down", "logs", "ps", "check", "loadtest", "users", "reload", "deploy"]
+        "command", choices=["up", "down", "logs", "ps", "check", "doctor", "loadtest", "users", "reload", "deploy"]
     )
     command = parser.parse_args().command
     try:

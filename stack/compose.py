@@ -82,6 +82,16 @@ def _configuration() -> dict[str, Any]:
     return found
 
 
+def memory_limits() -> dict[str, tuple[int, int]]:
+    """Of each service the bytes that one container may use, and how many containers it has."""
+    found = {}
+    for name, service in _configuration()["services"].items():
+        deploy = service.get("deploy", {})
+        limit = int(deploy.get("resources", {}).get("limits", {}).get("memory", 0))  # one of your own may have none
+        found[name] = limit, deploy.get("replicas", 1)
+    return found
+
+
 def images(*services: str) -> list[str]:
     """The names of the images that these services are built into."""
     found = _configuration()
