@@ -6,7 +6,7 @@ STACK := $(PYTHON) -m stack
 # uv from the system, or one of the virtual environment's own.
 UV := $(shell command -v uv || echo .uv/bin/uv)
 
-.PHONY: help up down logs ps check doctor test loadtest users reload deploy bench lab capacity soak zero-loss mutate clean
+.PHONY: help up down logs ps learn check doctor test loadtest users reload deploy bench lab capacity soak zero-loss mutate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ reload: .venv ## fresh workers and nginx's configuration; plain processes also t
 
 deploy: .venv ## build the app and replace the running containers by the new ones, with no request lost
 	@$(STACK) deploy
+
+learn: .venv ## how a server accepts connections, in ten exercises: a list, or one of them (N=3)
+	@$(PYTHON) -m learn $(N)
 
 doctor: .venv ## whether this machine and these rows are ready to serve strangers (docs/production.md)
 	@$(STACK) doctor

@@ -18,7 +18,7 @@ from stack.settings import GIVEN, ROOT, StackSettings, app_variables, faults, pr
 
 BIN = Path(sys.executable).parent
 # The stack's own code; beside it in app/ is the user's, in their own style.
-CODE = ("app/demo", "app/server", "bench", "examples", "loadtest", "proofs", "renew", "stack", "tests")
+CODE = ("app/demo", "app/server", "bench", "examples", "learn", "loadtest", "proofs", "renew", "stack", "tests")
 
 
 def check() -> int:

@@ -1,0 +1,83 @@
+"""Servers and clients of the exercises: all on loopback, all ended with the exercise."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+START_SECONDS = 30
+UVICORN = ("uvicorn", "learn.app:app", "--log-level", "critical")
+
+
+def free_port() -> int:
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        port: int = trial.getsockname()[1]
+        return port
+
+
+@contextmanager
+def server(*command: str, port_option: str = "--port", host: str = "127.0.0.1", before: str = "") -> Iterator[int]:
+    """The port of a server that `python -m` has started. `before` is for the shell that starts it."""
+    port = free_port()
+    words = [sys.executable, "-m", *command]
+    words += ["--bind", f"{host}:{port}"] if port_option == "--bind" else ["--host", host, port_option, str(port)]
+    with listening(["bash", "-c", f'{before or ":"}; exec "$@"', "bash", *words], port):
+        yield port
+
+
+@contextmanager
+def listening(command: Sequence[str], port: int) -> Iterator[None]:
+    """Run it until the block ends; it accepts connections on `port`. Raises RuntimeError where it does not."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not accepts(port):
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{' '.join(command)}: does not listen on port {port}")
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def accepts(port: int, host: str = "127.0.0.1") -> bool:
+    with socket.socket() as client:
+        client.settimeout(1)
+        return client.connect_ex((host, port)) == 0
+
+
+def get(port: int, path: str, timeout: float = 30) -> str:
+    """The body of the answer to a GET on a connection of its own. Raises OSError where there is none in time."""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        return everything(client).partition("\r\n\r\n")[2]
+
+
+def everything(client: socket.socket) -> str:
+    """What comes until the other side closes."""
+    parts = []
+    with suppress(ConnectionResetError):
+        while part := client.recv(65_536):
+            parts.append(part)
+    return b"".join(parts).decode()
+
+
+def seconds_for(port: int, paths: Sequence[str]) -> float:
+    """How long all of them take when they are asked at once, each on a connection of its own."""
+    begun = time.monotonic()
+    with ThreadPoolExecutor(len(paths)) as clients:
+        list(clients.map(lambda path: get(port, path), paths))
+    return time.monotonic() - begun
