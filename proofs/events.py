@@ -147,18 +147,6 @@ def leave(stack: Stack, container: str) -> None:
     docker("network", "disconnect", f"{stack.project}_app", container)
 
 
-def mute_replicas_leave(stack: Stack, load: OpenLoop, count: int = 4) -> None:
-    """Beside the app there are replicas that accept nothing, and the list of replicas loses one after the other."""
-    with mute_replicas(stack, count) as mute:
-        for container in mute:
-            enter(stack, container, "app")
-        load.run_for(3)
-        for container in mute:
-            leave(stack, container)
-            load.run_for(0.5)
-        load.run_for(3)
-
-
 def kill_a_replica(stack: Stack, load: OpenLoop) -> float:
     """The time after which nothing more may be lost: its processes are gone, and their connections with them."""
     victim = stack.containers("app")[-1]

@@ -15,11 +15,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proofs import events, open_loop
+from app.server.settings import read
+from proofs import events, open_loop, zero_loss
 from proofs.conftest import require_engine, started
 from proofs.events import RATE
 from proofs.open_loop import BODY, OpenLoop, volleys
-from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, alive, until
+from proofs.stack import DEADLINE, PATIENT_BUDGET, SMALL_BUDGET, Stack, alive, until
+from stack.settings import GIVEN, StackSettings, faults, rows
 
 RECYCLING = PATIENT_BUDGET | {"MAX_REQUESTS": "300", "MAX_REQUESTS_JITTER": "100"}
 LASTING = PATIENT_BUDGET | {"MAX_REQUESTS": "0"}  # a worker leaves only when it is told to
@@ -370,3 +372,10 @@ def test_nothing_is_lost_in_fifty_thousand_requests_in_all(
                 events.recycle(compose_events, load, 5)
         load.outcome.assert_nothing_lost_or_doubled()
     assert open_loop.sent_by_this_process >= 50_000
+
+
+@pytest.mark.parametrize("case", zero_loss.CASES, ids=lambda case: case.event)
+def test_the_rows_of_the_table_go_together(case: zero_loss.Case) -> None:
+    """Otherwise make zero-loss ends in its middle, after a quarter of an hour."""
+    table = GIVEN | rows() | SMALL_BUDGET | PATIENT_BUDGET | case.rows
+    assert faults(read(StackSettings, table)) == [] or case.both

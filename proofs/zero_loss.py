@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 
 from proofs import events
 from proofs.open_loop import GET_PATHS, OpenLoop, Outcome, volleys
-from proofs.settings.admission import AGAIN
 from proofs.stack import PATIENT_BUDGET, ROOT, Patch, Stack
 
 PAGE = ROOT / "docs/zero-loss.md"
@@ -89,8 +88,6 @@ CASES = [
          NO_RULES, (), TWO, rows_of(PROXY_NEXT_UPSTREAM_TRIES="1")),
     Case("three deploys", "the second chance (`@again`) -> none", events.deploy,
          [(NGINX, SECOND_CHANCE, "            error_page 502 504 /stack-error;\n")], rate=BUSY, get_paths=SLOW),
-    Case("four replicas that accept nothing leave", "the further chances (`@again`) -> none after the second",
-         events.mute_replicas_leave, [(NGINX, AGAIN, AGAIN.replace("@again", "@failed"))], rows=TWO),
     Case("twenty reloads of nginx", "`keepalive_min_timeout` -> its default, 0",
          lambda s, o: events.nginx_reload(s, o, 20), [(NGINX, KEEPALIVE_MIN, "")], rate=BUSY),
     Case("four GETs slower than the read timeout, two replicas of two workers", "`max_fails=0` -> its default, 1",
@@ -98,7 +95,7 @@ CASES = [
          [("nginx/40-upstream.sh", " max_fails=0", "")], NO_RULES, TWO | rows_of(REQUEST_DEADLINE_SECONDS="60")),
     Case("one worker stands still, fifteen times 1.5 s", "a socket for each worker -> one for all",
          lambda s, o: events.stall(s, o, 15),
-         (), (), LAB | rows_of(WORKERS="4"), rows_of(WORKER_LISTENERS="shared"), waits=True),
+         (), (), LAB | rows_of(WORKERS="4", APP_MEMORY="4g"), rows_of(WORKER_LISTENERS="shared"), waits=True),
 ]  # fmt: skip
 
 
