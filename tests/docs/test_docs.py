@@ -160,6 +160,13 @@ def test_every_figure_of_the_readme_stands_where_its_link_leads() -> None:
     assert checked >= 6, "the README's figures were not recognised"
 
 
+def test_every_action_of_a_workflow_is_pinned_by_its_hash() -> None:
+    files = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    used = [line for file in files for line in re.findall(r"uses: (.*)$", file.read_text(), flags=re.MULTILINE)]
+    assert len(used) >= len(files)
+    assert [line for line in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+(\.\d+)*", line)] == []
+
+
 def test_pages_that_the_code_refers_to_exist() -> None:
     listed = subprocess.run(
         ["git", "grep", "-hoE", r"docs/[a-z-]+\.md", "--", ".", ":!docs", ":!tests/docs"],
