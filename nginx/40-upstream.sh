@@ -1,8 +1,8 @@
 #!/bin/sh
-# Writes what no template can say: upstream.conf, where the app listens (by Docker's DNS in Compose, on loopback natively),
-# uploads.conf, which counts a number's digits, and what a load balancer in front asks for (balancers.conf, inside.conf).
-# Takes HTTPS and HTTP/3 out without their rows, and IPv6 where the kernel has none. The entrypoint of the nginx image runs it, and so does
-# the native way.
+# Writes what no template can say: upstream.conf, where the app listens (by Docker's DNS in Compose, on loopback
+# natively), uploads.conf, which counts a number's digits, and what a load balancer in front asks for (balancers.conf,
+# inside.conf). Takes HTTPS and HTTP/3 out without their rows, and IPv6 where the kernel has none. The entrypoint of the
+# nginx image runs it, and so does the native way.
 set -eu
 
 if [ -n "${UPSTREAM_RESOLVER:-}" ]; then
@@ -61,8 +61,9 @@ upstream app {
     # Shared by nginx's workers; \`resolve\` needs it.
     zone app 256k;${resolve:-}
     ${balance}
-    # max_conns: so many requests at a time, and no place left is 503. By default all are let in, and past capacity each
-    # waits until its client has given up (docs/overload.md). Idle connections and unfinished bodies take no place.
+    # max_conns: at most N requests at a time; with no place left it is 503. By default all are let in, and past
+    # capacity each waits until its client has given up (docs/overload.md). Idle connections and unfinished bodies take
+    # no place.
     # max_fails=0: the default, 1, takes a worker out for ten seconds after one slow answer, and one slow GET that
     # is tried on each is enough to take out all: 502 for everyone.${servers}
     # Idle connections to the app, kept open: without them each request opens one, at 1.6 times the app's CPU.

@@ -245,7 +245,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         ["gunicorn.conf.py: when_ready"],
-        "The kernel keeps so much of an answer that nginx does not read (APP_SOCKET_BUFFER_BYTES), and no megabytes.",
+        "The kernel keeps this much of an answer that nginx does not read (APP_SOCKET_BUFFER_BYTES), and no megabytes.",
         "nothing",
         "removed",
         [(CONF, "def when_ready(", "def _nobody_calls_this(")],

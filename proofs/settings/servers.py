@@ -73,7 +73,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         ["nginx.conf: default server / listen sndbuf", ".env: CLIENT_SOCKET_BUFFER_BYTES"],
-        "The kernel keeps so much of an answer that a client does not read, and no megabytes.",
+        "The kernel keeps this much of an answer that a client does not read, and no megabytes.",
         "as it sees fit, up to 4 MB",
         "removed",
         [(CONF, " sndbuf=${CLIENT_SOCKET_BUFFER_BYTES}", "")],
@@ -81,7 +81,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         ["nginx.conf: default server / listen rcvbuf"],
-        "The kernel keeps so much of what a client sends while nginx does not read.",
+        "The kernel keeps this much of what a client sends while nginx does not read.",
         "as it sees fit, up to 6 MB and more",
         "removed",
         [(CONF, " rcvbuf=${CLIENT_SOCKET_BUFFER_BYTES}", "")],

@@ -138,7 +138,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "proxy_connect_timeout",
-        "A replica that accepts nothing costs so much, then the next one is asked.",
+        "A replica that accepts nothing costs this long, then the next one is asked.",
         "60s",
         "proxy_connect_timeout ${PROXY_CONNECT_TIMEOUT_MS}ms;\n",
         f"{PROOFS}::test_a_replica_that_accepts_nothing_costs_the_connect_timeout",
@@ -146,7 +146,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "proxy_send_timeout",
-        "An app that does not read the request costs so much.",
+        "An app that does not read the request costs this long.",
         "60s",
         "proxy_send_timeout ${PROXY_SEND_TIMEOUT_SECONDS}s;\n",
         f"{PROOFS}::test_an_app_that_reads_no_body_costs_the_send_timeout",
@@ -154,7 +154,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     removed(
         "proxy_read_timeout",
-        "An app that does not answer costs so much.",
+        "An app that does not answer costs this long.",
         "60s",
         "proxy_read_timeout ${PROXY_READ_TIMEOUT_SECONDS}s;\n",
         TOO_SLOW,
