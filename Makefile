@@ -6,7 +6,7 @@ STACK := $(PYTHON) -m stack
 # uv from the system, or one of the virtual environment's own.
 UV := $(shell command -v uv || echo .uv/bin/uv)
 
-.PHONY: help up down logs ps learn check doctor test loadtest users reload deploy bench lab capacity soak zero-loss mutate clean
+.PHONY: help up down logs ps trace learn check doctor test loadtest users reload deploy bench lab capacity soak zero-loss mutate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ ps: .venv ## what runs
 
 logs: .venv ## follow the logs
 	@$(STACK) logs
+
+trace: .venv ## what each tier has logged of one request (ID=its-request-id)
+	@ID="$(ID)" $(STACK) trace
 
 reload: .venv ## fresh workers and nginx's configuration; plain processes also take new code, containers take it from make deploy
 	@$(STACK) reload

@@ -55,6 +55,22 @@ def test_a_second_start_beside_a_stack_that_runs_leaves_it_alone() -> None:
         stack.down()
 
 
+def test_a_request_is_traced_through_all_tiers(stack: Stack) -> None:
+    with stack.client() as client:
+        given = client.get("/work/io?ms=1100").headers["x-request-id"]  # slow enough for a line of the app's
+        client.get("/")
+    traced = until(
+        "both lines", lambda: done if (done := stack.make("trace", ID=given)).stdout.count("\n") == 2 else ""
+    )
+    assert (traced.returncode, traced.stderr) == (0, "")
+    (app, slow), (nginx, request) = (line.split(maxsplit=1) for line in traced.stdout.splitlines())
+    assert (app, nginx, json.loads(request)["uri"]) == ("app", "nginx", "/work/io?ms=1100")
+    assert json.loads(slow)["reason"] in ("slow", "deadline"), "the latter on a machine that is very slow"
+    for wrong, said in ((f"{given}0", "no line of the logs has"), ("a b", "ID=a b: must be a request id")):
+        done = stack.make("trace", ID=wrong)
+        assert (done.returncode, said in done.stderr) == (1, True), done
+
+
 def test_a_check_leaves_nothing_behind() -> None:
     require_engine()
     stack = Stack("compose", "checked")

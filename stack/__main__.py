@@ -9,7 +9,7 @@ import time
 from types import ModuleType
 
 from app.server.settings import SettingsError
-from stack import check, compose, deploy, doctor, native, users
+from stack import check, compose, deploy, doctor, native, trace, users
 from stack.console import Failure, fail, say
 from stack.settings import app_variables, checked
 
@@ -35,7 +35,7 @@ def run(command: str) -> int:
     if command == "check":
         return check.check()
     settings, table = checked()
-    if command not in ("down", "logs", "ps"):
+    if command not in ("down", "logs", "ps", "trace"):
         app_variables(table)  # for its faults
     if command == "doctor":
         return doctor.doctor(settings)
@@ -58,6 +58,8 @@ def run(command: str) -> int:
         say(f"up after {time.monotonic() - start:.1f} s: {settings.url()}/ (nginx){locust}")
     elif command == "down":
         module.down(settings)
+    elif command == "trace":
+        trace.trace(os.environ.get("ID", ""), module.log_lines())
     elif command == "deploy" and module is compose:
         deploy.deploy(settings)
     elif command in ("reload", "deploy"):  # as plain processes there is no image: new code is a reload
@@ -70,7 +72,8 @@ def run(command: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="stack", description="The commands behind the Makefile.")
     parser.add_argument(
-        "command", choices=["up", "down", "logs", "ps", "check", "doctor", "loadtest", "users", "reload", "deploy"]
+        "command",
+        choices=["up", "down", "logs", "ps", "trace", "check", "doctor", "loadtest", "users", "reload", "deploy"],
     )
     command = parser.parse_args().command
     try:

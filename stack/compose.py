@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,13 @@ def down(settings: StackSettings) -> None:
 
 def logs() -> None:
     run("logs", "--follow", "--tail", "100", check=False)
+
+
+def log_lines() -> Iterator[tuple[str, str]]:
+    """All that nginx and the replicas have logged and is still there, each line with its tier."""
+    for tier in ("app", "nginx"):
+        asked = subprocess.run([*COMPOSE, "logs", "--no-log-prefix", tier], capture_output=True, text=True)
+        yield from ((tier, line) for line in asked.stdout.splitlines())
 
 
 def ps() -> None:

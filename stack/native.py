@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -249,6 +250,18 @@ def down(settings: StackSettings) -> None:
 
 def logs() -> None:
     subprocess.run(["tail", "-n", "100", "-F", folder() / "stack.log", folder() / "access.log"])
+
+
+def log_lines() -> Iterator[tuple[str, str]]:
+    """All that nginx and the app have logged since the start, each line with its tier."""
+    for line in _lines_of(folder() / "stack.log"):
+        prefix, _, said = line.partition("| ")
+        yield prefix.split()[-1] if prefix.split() else "", said
+    yield from (("nginx", line) for line in _lines_of(folder() / "access.log"))
+
+
+def _lines_of(file: Path) -> list[str]:
+    return file.read_text(errors="replace").splitlines() if file.exists() else []
 
 
 def ps() -> None:

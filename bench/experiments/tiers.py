@@ -1,22 +1,26 @@
-"""What stands before the app: nothing, a tutorial's nginx, the stack's own, and that with one thing changed."""
+"""What stands around the app: nothing but its server, a tutorial's nginx, the stack's own, and one thing changed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from bench import harness, target
 from bench.experiments.proxy import REQUEST, TUTORIAL
-from bench.harness import Comparison, Progress, Result, Variant
+from bench.harness import Comparison, Progress, Result, Round, Variant
 from bench.processes import Bench, CannotRun
+from bench.ratios import ratios
+from bench.servers import SERVERS
 
 QUESTION = (
-    "How much does the same app answer, and at what CPU, straight, through a tutorial's nginx, and through the stack's "
-    "own: as it is, over Unix sockets, and with another access log?"
+    "How much does the same app answer, and at what CPU, bare under uvicorn --workers, in the shell with no proxy, "
+    "through a tutorial's nginx, and through the stack's own: as it is, over Unix sockets, and with another access log?"
 )
 ROUNDS = 4
 CONNECTIONS = 64
 
 OURS, STRAIGHT, THEIRS = "this configuration", "no proxy", "the tutorial's"
+BARE = "uvicorn --workers"  # what a user would run instead
 UNIX = "Unix sockets"
 NO_LOG, PLAIN, UNBUFFERED = "no access log", "a plain log", "an unbuffered log"
 LOG = " stack buffer=32k flush=1s;"  # how the line of this configuration ends
@@ -24,7 +28,7 @@ LOGS = {NO_LOG: "access_log off;", PLAIN: " combined buffer=32k flush=1s;", UNBU
 
 
 def seconds() -> float:
-    return 12 + harness.seconds(variants=4 + len(LOGS), rounds=ROUNDS)
+    return 12 + harness.seconds(variants=5 + len(LOGS), rounds=ROUNDS)
 
 
 def run(progress: Progress) -> Result:
@@ -34,6 +38,7 @@ def run(progress: Progress) -> Result:
         variants = _variants(stack, result)
         found = harness.measure(variants, request, ROUNDS, CONNECTIONS, progress)
     harness.add_rounds(result, request, found)
+    _compare_with_bare(result, found)
     base = found[OURS]
     others = [name for name in found if name != OURS]
     for name in others:
@@ -47,16 +52,28 @@ def run(progress: Progress) -> Result:
     return result
 
 
+def _compare_with_bare(result: Result, found: Mapping[str, Sequence[Round]]) -> None:
+    bare = found[BARE]
+    both = [sum(each.cpu_us.values()) for each in found[OURS]]
+    alone = [each.cpu_us["app"] for each in bare]
+    result.comparisons += [
+        Comparison(f"CPU of all tiers per request, {OURS} to {BARE}", ratios(both, alone)),
+        Comparison(f"app CPU per request, {STRAIGHT} to {BARE}", harness.cpu_ratio(found[STRAIGHT], bare, "app")),
+    ]
+
+
 def _variants(stack: ExitStack, result: Result) -> list[Variant]:
     ours = Bench("tiers")
     # One address for all workers: a tutorial's proxy knows no more, and neither does a client without a proxy.
     shared = Bench("tiers-shared", WORKER_LISTENERS="shared")
-    for bench in (ours, shared):
+    bare = Bench("tiers-bare")
+    for bench in (ours, shared, bare):
         stack.enter_context(bench.own_folder())
     app, other = stack.enter_context(ours.app()), stack.enter_context(shared.app())
     nginx, url = stack.enter_context(shared.other_nginx(TUTORIAL))
     variants = [
         Variant(OURS, ours.url, {"app": app, "nginx": stack.enter_context(ours.nginx())}),
+        Variant(BARE, bare.app_url, {"app": stack.enter_context(bare.other_app(_bare_command(bare)))}),
         Variant(STRAIGHT, shared.app_url, {"app": other}),
         Variant(THEIRS, url, {"app": other, "nginx": nginx}),
     ]
@@ -69,6 +86,14 @@ def _variants(stack: ExitStack, result: Result) -> list[Variant]:
     except CannotRun as error:
         result.unavailable.append(f"{UNIX}: {error}")
     return variants
+
+
+def _bare_command(bench: Bench) -> str:
+    """The app under Uvicorn with its own options, as its documentation starts it: without the shell."""
+    (uvicorn,) = [server for server in SERVERS if server.name == BARE]
+    module = bench.environ["APP_MODULE"]
+    application = f"--factory {module.removesuffix('()')}" if module.endswith("()") else module
+    return uvicorn.line(bench.app_port, int(bench.environ["WORKERS"]), uvicorn.longest, application)
 
 
 def _over_unix_sockets(stack: ExitStack) -> Variant:
