@@ -526,16 +526,23 @@ def test_a_worker_of_an_application_without_a_lifespan_takes_no_counters_along_w
     assert faulty.metric(name) == counted + answered, "requests were lost to the counters"
 
 
-@pytest.mark.parametrize("path", ["/exit", "/exit-in-a-thread", "/nothing"])
-def test_a_handler_that_exits_or_gives_no_answer_is_an_error_500_and_nothing_else(faulty: Server, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "reason"), [("/exit", "error"), ("/exit-in-a-thread", "error"), ("/nothing", "no answer")]
+)
+def test_a_handler_that_exits_or_gives_no_answer_is_an_error_500_and_nothing_else(
+    faulty: Server, path: str, reason: str
+) -> None:
     """Counted as what its client got, and logged in one line."""
     before = faulty.until_ready()
     name = 'http_requests_total{method="GET",route="",status="500"}'
     counted = faulty.metric(name)
+    cut = f'http_requests_cut_total{{reason="{reason}"}}'
+    cut_before = faulty.metric(cut)
     answer = faulty.get(path)
     assert answer.status_code == 500, answer
     assert answer.json()["error"] == "Internal Server Error", answer.text
     assert faulty.metric(name) == counted + 1, "the counters have something else than 500"
+    assert faulty.metric(cut) == cut_before + 1, "no reason was counted"
     assert faulty.metric("http_requests_in_flight ") == 0, "it is in flight for ever"
     assert len([message for message in faulty.log("error") if message == f"GET {path}"]) == 1
     assert faulty.until_ready() == before, "the worker has ended"

@@ -22,6 +22,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 FLUSH_SECONDS = 1.0
+# Why an answer did not come to its end by the application, as the log's `reason` has it.
+CUT_REASONS = ("deadline", "stall", "drain", "no answer", "error")
 
 
 def _take_slot(folder: Path) -> int:
@@ -46,7 +48,7 @@ def _lock(file: Path) -> int | None:
 
 
 class Metrics:
-    """Requests by method, route and status; their durations in seconds; requests in flight."""
+    """Requests by method, route and status, their durations in seconds, those in flight and those cut; WebSockets."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` is shared by the workers of one container; it must be empty when the first of them starts."""
@@ -59,13 +61,27 @@ class Metrics:
             "http_requests", "Requests answered.", ("method", "route", "status"), registry=registry
         )
         self._seconds = Histogram(
-            "http_request_duration_seconds", "Time to the end of the answer.", buckets=BUCKETS, registry=registry
+            "http_request_duration_seconds",
+            "Time to the end of the answer, without event streams.",
+            buckets=BUCKETS,
+            registry=registry,
         )
+        self._cut = Counter(
+            "http_requests_cut", "Requests whose answer the application did not end.", ("reason",), registry=registry
+        )
+        for reason in CUT_REASONS:
+            self._cut.labels(reason)  # from 0 on: increase() does not see the first of a series
+        self._websockets = Gauge(
+            "websocket_connections", "WebSockets that are open.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._websockets.set(0)
         self._in_flight = Gauge(
             "http_requests_in_flight", "Requests being served.", registry=registry, multiprocess_mode="livesum"
         )
         self._in_flight.set(0)  # whoever had this slot may have been killed with its last number in it
         self.in_flight = 0
+        self.websockets = 0
+        self._cuts: Count[str] = Count()
         self._answers: Count[tuple[str, str, int]] = Count()
         self._buckets = [0] * (len(BUCKETS) + 1)
         self._sum = 0.0
@@ -77,20 +93,39 @@ class Metrics:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
 
-    def end(self, method: str, route: str, status: int, seconds: float) -> None:
-        """It is answered. `route` is the path's pattern, never the path: each new value lives for good."""
+    def end(self, method: str, route: str, status: int, seconds: float | None) -> None:
+        """It is answered. `route` is the path's pattern, never the path: each new value lives for good.
+
+        `seconds` is None for an event stream: how long one lasts says nothing of how fast an answer was.
+        """
         self.in_flight -= 1
         self._answers[method, route, status] += 1
-        self._buckets[bisect_left(BUCKETS, seconds)] += 1
-        self._sum += seconds
+        if seconds is not None:
+            self._buckets[bisect_left(BUCKETS, seconds)] += 1
+            self._sum += seconds
+
+    def cut(self, reason: str) -> None:
+        """The application has not ended its answer; `reason` is one of CUT_REASONS."""
+        self._cuts[reason] += 1
+
+    def websocket(self, change: int) -> None:
+        """One has come (1), or gone (-1)."""
+        self.websockets += change
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
 
     def flush(self) -> None:
         """Put what was counted into the shared files."""
         if self._timer is not None:
             self._timer.cancel()
         # Looked at again in a second, while anything is in flight, so that the gauge goes back to zero.
-        self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush) if self.in_flight else None
+        under_way = self.in_flight or self.websockets
+        self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush) if under_way else None
         self._in_flight.set(self.in_flight)
+        self._websockets.set(self.websockets)
+        for reason, count in self._cuts.items():
+            self._cut.labels(reason).inc(count)
+        self._cuts.clear()
         for (method, route, status), count in self._answers.items():
             self._requests.labels(method, route, str(status)).inc(count)
         self._answers.clear()

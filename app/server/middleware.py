@@ -46,7 +46,11 @@ class RequestMiddleware:
                 logs.request_id.set(value.decode("latin-1"))
                 break
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            self.metrics.websocket(1)
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.metrics.websocket(-1)
         elif (answer := self.internal.get(scope["path"])) is not None:
             await _respond(send, *answer())
         else:
@@ -190,6 +194,8 @@ class RequestResponse:
         # Any other answer that is not at its end stays so, and Uvicorn closes its connection: its client must see that
         # it is cut.
         self._record()
+        if self._cut or failure is not None:
+            self._middleware.metrics.cut(self._cut or "error")
         if self._cut or failure is not None or self._status >= 500:
             self._log(logging.ERROR, self._cut or "error", failure)
 
@@ -295,7 +301,8 @@ class RequestResponse:
         middleware, scope, now = self._middleware, self._scope, perf_counter()
         route = getattr(scope.get("route"), "path", "")
         # 499: nginx's number for a client that left before the answer began
-        middleware.metrics.end(scope["method"], route, self._status or 499, now - self._start)
+        seconds = None if self._streams_events else now - self._start
+        middleware.metrics.end(scope["method"], route, self._status or 499, seconds)
         waited = (self._begun if self._status else now) - self._start
         if waited >= middleware.slow_seconds and not self._cut and self._status < 500:
             self._log(logging.WARNING, "slow", None)

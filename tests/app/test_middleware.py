@@ -14,7 +14,7 @@ from anyio import to_thread
 
 from app.server import logs, worker_state
 from app.server.asgi import ASGIApp, Message, Receive, Scope, Send
-from app.server.metrics import Metrics
+from app.server.metrics import CUT_REASONS, Metrics
 from app.server.middleware import RequestMiddleware
 
 
@@ -59,6 +59,57 @@ async def ok(scope: Scope, receive: Receive, send: Send) -> None:
 def test_an_answer_goes_through_unchanged(metrics: Metrics) -> None:
     sent = call(ok, metrics, scope())
     assert [m.get("status", m.get("body")) for m in sent] == [200, b"ok"]
+
+
+def figures(metrics: Metrics) -> dict[str, float]:
+    """What /metrics says, by series."""
+
+    async def asked() -> bytes:
+        return metrics.exposition()
+
+    lines = [line for line in asyncio.run(asked()).decode().splitlines() if not line.startswith("#")]
+    return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def test_a_deadline_is_counted_by_its_reason_and_the_other_reasons_are_there_from_the_start(metrics: Metrics) -> None:
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(60)
+
+    before = figures(metrics)
+    reasons = {series for series in before if series.startswith("http_requests_cut_total")}
+    assert reasons == {f'http_requests_cut_total{{reason="{reason}"}}' for reason in CUT_REASONS}
+    call(slow, metrics, scope(), deadline=0.05)
+    after = figures(metrics)
+    changed = {series for series in reasons if after[series] != before[series]}
+    assert changed == {'http_requests_cut_total{reason="deadline"}'}
+
+
+def test_an_event_stream_is_counted_and_is_no_latency(metrics: Metrics) -> None:
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        kind = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        await send({"type": "http.response.body", "body": b"data: end\n\n"})
+
+    before = figures(metrics)
+    call(stream, metrics, scope())
+    call(ok, metrics, scope())
+    after = figures(metrics)
+    answered = 'http_requests_total{method="GET",route="",status="200"}'
+    assert after[answered] - before.get(answered, 0) == 2
+    assert after["http_request_duration_seconds_count"] - before["http_request_duration_seconds_count"] == 1
+
+
+def test_a_websocket_is_counted_while_it_is_open(metrics: Metrics) -> None:
+    seen = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        metrics.flush()
+        seen.append(metrics.websockets)
+        raise OSError("the client has gone")
+
+    with pytest.raises(OSError, match="has gone"):
+        call(app, metrics, {"type": "websocket", "path": "/ws", "headers": []})
+    assert (seen, figures(metrics)["websocket_connections"]) == ([1], 0)
 
 
 def test_a_handler_past_the_deadline_is_cancelled_and_504_is_sent(metrics: Metrics) -> None:
