@@ -73,7 +73,7 @@ check: .venv ## settings, timeout budget, nginx and Compose configuration, code:
 	@$(STACK) check; status=$$?; $(PYTHON) -m proofs.settings || status=1; exit $$status
 
 test: .venv ## every test: the code's, and the proofs against real stacks, in both ways of running
-	@$(PYTHON) -m pytest --numprocesses 3 --dist loadgroup $(PYTEST)
+	@$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup $(PYTEST)
 
 zero-loss: .venv ## each event with and without the setting that makes it harmless; writes the table of docs/zero-loss.md
 	@$(PYTHON) -m proofs.zero_loss $(EVENTS)

@@ -24,8 +24,8 @@ from proofs import certificates, http3
 from proofs.browser import opened
 from proofs.conftest import lacks, require_engine
 from proofs.open_loop import BODY
-from proofs.stack import DEADLINE, Stack, until
-from proofs.test_tls import held, plain, put_for_all
+from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
+from proofs.test_tls import held, nobody_is_connected, plain, put_for_all
 from stack import native
 
 pytestmark = pytest.mark.xdist_group("compose")
@@ -37,19 +37,22 @@ def quic() -> Iterator[Stack]:
     require_engine()
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
+        rows = PATIENT_BUDGET | {
+            "TLS": "files",
+            "TLS_FOLDER": folder,
+            "SERVER_NAMES": "example.com",
+            "HTTP3": "on",
+            "CLIENT_MAX_REQUESTS_IN_FLIGHT": "40",
+            "CLIENT_KEEPALIVE_SECONDS": "5",
+            "CLIENT_KEEPALIVE_MIN_SECONDS": "1",
+            "NGINX_MEMORY": "9g",
+            "CLIENT_MAX_HEADER_BYTES": "8192",
+        }
         stack = Stack(
             "compose",
             "http3",
             patches=[(HEALTH, '"nginx":"ok"', '"nginx":"ok"')],
-            TLS="files",
-            TLS_FOLDER=folder,
-            SERVER_NAMES="example.com",
-            HTTP3="on",
-            CLIENT_MAX_REQUESTS_IN_FLIGHT="40",
-            CLIENT_KEEPALIVE_SECONDS="5",
-            CLIENT_KEEPALIVE_MIN_SECONDS="1",
-            NGINX_MEMORY="9g",
-            CLIENT_MAX_HEADER_BYTES="8192",
+            **rows,
         )
         try:
             stack.up()
@@ -132,6 +135,8 @@ def test_an_event_stream_comes_piece_by_piece(quic: Stack) -> None:
 
 
 def test_a_client_with_one_connection_is_not_refused_for_what_it_was_allowed(quic: Stack) -> None:
+    until("nobody is connected", lambda: nobody_is_connected(quic))
+
     async def ask() -> Counter[int]:
         async with http3.connected(quic.https_port, trusted(quic)) as client:
             answers = await asyncio.gather(*(client.begin("GET", "/work/io?ms=500") for _ in range(100)))
