@@ -45,6 +45,7 @@ HANDSHAKES = 400
 PAGES = 6  # in a row, by each client in Python
 RENEWALS = 6
 PATH = "/"
+CACHE = "ssl_certificate_cache max=2 valid=1s;\n"  # in nginx/templates/tls.conf.template
 NGINX_GOAL, HANDSHAKE_GOAL, GAP_GOAL = Goal("at most", 1.3), Goal("at most", 1.15), Goal("at most", 100)
 
 
@@ -91,11 +92,18 @@ def run(progress: Progress) -> Result:
         ours = _server(stack.enter_context(secure.nginx_of(image, "ours", {})), apps[1])
         words = ("ssl_certificate", "ssl_certificate_key")
         fixed = {f"{word} $stack_certificate;": f"{word} {site}/site.pem;" for word in words}
-        static = _server(stack.enter_context(secure.nginx_of(image, "static", fixed)), apps[1])
+        handshakes = {
+            "full": ours,
+            "resumed": ours,
+            "static": _server(stack.enter_context(secure.nginx_of(image, "static", fixed)), apps[1]),
+        }
+        if image:  # what is installed here may be older, and has no such cache
+            uncached = stack.enter_context(secure.nginx_of(image, "uncached", {CACHE: ""}))
+            handshakes["uncached"] = _server(uncached, apps[1])
         servers = {PLAIN: Server(pid, apps[0], f"http://localhost:{port}", port), ENCRYPTED: ours, SECOND: ours}
         _protocols(result, servers, progress)
         _pages(result, servers, progress)
-        _handshakes(result, ours, static, site, progress)
+        _handshakes(result, handshakes, site, progress)
         if has_third:
             _third(result, ours, site, progress)
         else:
@@ -193,15 +201,14 @@ def _pages(result: Result, servers: dict[str, Server], progress: Progress) -> No
     result.rounds["p99 ms of a page"] = found
 
 
-def _handshakes(result: Result, ours: Server, static: Server, site: Path, progress: Progress) -> None:
+def _handshakes(result: Result, servers: dict[str, Server], site: Path, progress: Progress) -> None:
     """Each with one small request, after which a session of TLS 1.3 is there."""
-    found: dict[str, list[float]] = {"full": [], "resumed": [], "static": []}
+    found: dict[str, list[float]] = {kind: [] for kind in servers}
     for number in range(ROUNDS):
         progress.step(f"round {number + 1} of {ROUNDS}: handshakes")
         for kind in _in_turn(list(found), number):
-            server = static if kind == "static" else ours
-            load = functools.partial(_shake_hands, server, site, again=kind == "resumed")
-            found[kind].append(_cpu_us(server, load)["nginx"] / 1000)
+            load = functools.partial(_shake_hands, servers[kind], site, again=kind == "resumed")
+            found[kind].append(_cpu_us(servers[kind], load)["nginx"] / 1000)
     variable, fixed = "this configuration", "a static certificate"
     cost = "nginx CPU per handshake"
     result.comparisons += [
@@ -209,6 +216,9 @@ def _handshakes(result: Result, ours: Server, static: Server, site: Path, progre
         Comparison(f"{cost}, a session resumed to none", ratios(found["resumed"], found["full"])),
         Comparison(f"{cost} and one request", Figures(tuple(found["full"])), unit="ms"),
     ]
+    if "uncached" in found:
+        without = ratios(found["uncached"], found["full"])
+        result.comparisons.append(Comparison(f"{cost}, no cache of certificates to {variable}", without))
     result.rounds["nginx CPU ms per handshake"] = found
 
 

@@ -11,6 +11,7 @@ def test_what_is_changed_for_a_static_certificate_is_there() -> None:
     template = (ROOT / "nginx/templates/tls.conf.template").read_text()
     for word in ("ssl_certificate", "ssl_certificate_key"):
         assert template.count(f"\n{word} $stack_certificate;") == 1
+    assert template.count(tls.CACHE) == 1
 
 
 def test_each_renewal_has_a_certificate_of_its_own(tmp_path: Path) -> None:

@@ -160,6 +160,20 @@ def test_every_figure_of_the_readme_stands_where_its_link_leads() -> None:
     assert checked >= 6, "the README's figures were not recognised"
 
 
+def test_every_ratio_in_a_comment_of_the_configuration_was_measured() -> None:
+    """As "1.6 times the CPU": a median of docs/measurements.md, or one over it."""
+    rows = re.findall(r"^\| [^|]+ \|[^|]*\| (\d+\.\d+) \|", words(ROOT / "docs/measurements.md"), flags=re.MULTILINE)
+    medians = [float(row) for row in rows]
+    files = [*(ROOT / "nginx").rglob("*.*"), ROOT / ".env", *ROOT.glob("docker-compose*.yml")]
+    comments = {file.name: re.findall(r"#.*?(\d+\.\d+) times", file.read_text()) for file in files}
+    assert sum(map(len, comments.values())) >= 3, "no comment with a ratio was recognised"
+    for file, ratios in comments.items():
+        for ratio in ratios:
+            digits = len(ratio.partition(".")[2])
+            measured = {round(each, digits) for median in medians for each in (median, 1 / median)}
+            assert float(ratio) in measured, f"{file}: {ratio} times was measured by no command"
+
+
 def test_every_action_of_a_workflow_is_pinned_by_its_hash() -> None:
     files = sorted((ROOT / ".github/workflows").glob("*.yml"))
     used = [line for file in files for line in re.findall(r"uses: (.*)$", file.read_text(), flags=re.MULTILINE)]
