@@ -35,7 +35,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(compose, "engine", lambda: "28.5.2")
     monkeypatch.setattr(compose, "check_configuration", lambda: None)
-    monkeypatch.setattr(compose, "memory_limits", lambda: {"app": (512 << 20, 2), "nginx": (512 << 20, 1)})
+    monkeypatch.setattr(compose, "memory_limits", lambda: {"app": (64 << 20, 2), "nginx": (64 << 20, 1)})
+    monkeypatch.setattr(doctor, "DISK_BYTES", 1)
     monkeypatch.setattr(compose, "running", lambda: False)
     return tmp_path
 
