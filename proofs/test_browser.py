@@ -30,7 +30,7 @@ def idle_locust(stack: Stack) -> Iterator[str]:
     """The web UI's URL. Its run is ended, also after a test that failed: the stack is not this test's alone."""
     url = f"http://127.0.0.1:{stack.locust_port}"
     yield url
-    httpx.get(f"{url}/stop", timeout=DEADLINE)
+    assert httpx.post(f"{url}/stop", timeout=DEADLINE).is_success
 
 
 def test_a_run_is_started_watched_and_stopped_in_the_web_ui(

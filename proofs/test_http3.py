@@ -25,7 +25,7 @@ from proofs.browser import opened
 from proofs.conftest import lacks, require_engine
 from proofs.open_loop import BODY
 from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
-from proofs.test_tls import held, nobody_is_connected, plain, put_for_all
+from proofs.test_tls import held, plain, put_for_all
 from stack import native
 
 pytestmark = pytest.mark.xdist_group("compose")
@@ -135,8 +135,6 @@ def test_an_event_stream_comes_piece_by_piece(quic: Stack) -> None:
 
 
 def test_a_client_with_one_connection_is_not_refused_for_what_it_was_allowed(quic: Stack) -> None:
-    until("nobody is connected", lambda: nobody_is_connected(quic))
-
     async def ask() -> Counter[int]:
         async with http3.connected(quic.https_port, trusted(quic)) as client:
             answers = await asyncio.gather(*(client.begin("GET", "/work/io?ms=500") for _ in range(100)))

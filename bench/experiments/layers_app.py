@@ -62,6 +62,9 @@ class _Uncounted(Metrics):
     def begin(self) -> None:
         """Nothing."""
 
+    def cut(self, reason: str) -> None:
+        """Nothing."""
+
     def flush(self) -> None:
         """Nothing."""
 
