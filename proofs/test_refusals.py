@@ -233,10 +233,13 @@ def test_make_up_in_compose_leaves_nothing_of_an_app_that_cannot_start() -> None
 def test_a_port_in_use_is_named_in_compose_too() -> None:
     require_engine()
     stack = Stack("compose", "port")
-    with socket.create_server(("0.0.0.0", stack.http_port)):
-        done = stack.make("up")
+    try:
+        with socket.create_server(("0.0.0.0", stack.http_port)):
+            done = stack.make("up")
         assert (done.returncode, f"HTTP_PORT={stack.http_port}: the port is in use" in done.stderr) == (1, True)
-    assert stack.compose("ps", "--all", "--quiet") == ""
+        assert stack.compose("ps", "--all", "--quiet") == ""
+    finally:
+        stack.down()
 
 
 def in_a_folder(tmp_path: Path, pem: bytes) -> str:
@@ -316,9 +319,12 @@ def test_make_up_in_compose_says_who_must_be_able_to_read_the_key(tmp_path: Path
     require_engine()
     stack = Stack("compose", "unreadable", TLS="files", TLS_FOLDER=in_a_folder(tmp_path, certificates.site()))
     (tmp_path / "site.pem").chmod(0o600)
-    done = stack.make("up")
-    assert_refused(stack, done, f"sudo chgrp 101 {tmp_path}/site.pem && sudo chmod 640 {tmp_path}/site.pem")
-    assert stack.compose("ps", "--all", "--quiet") == ""
+    try:
+        done = stack.make("up")
+        assert_refused(stack, done, f"sudo chgrp 101 {tmp_path}/site.pem && sudo chmod 640 {tmp_path}/site.pem")
+        assert stack.compose("ps", "--all", "--quiet") == ""
+    finally:
+        stack.down()
 
 
 @pytest.mark.parametrize(
