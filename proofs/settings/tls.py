@@ -79,7 +79,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     tls(
         "ssl_certificate_cache",
-        "What was read serves for further handshakes: without it each costs 1.3 times the CPU.",
+        "What was read serves for further handshakes: without it each costs 1.2 times the CPU.",
         "off",
         "removed",
         "ssl_certificate_cache max=2 valid=1s;\n",
