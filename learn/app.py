@@ -12,6 +12,13 @@ from fastapi import FastAPI, WebSocket
 app = FastAPI()
 
 
+def burn(seconds: float) -> None:
+    """Use that much CPU in this thread."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
 @app.get("/pid")
 async def pid() -> int:
     return os.getpid()
@@ -26,9 +33,7 @@ async def wait(ms: int) -> str:
 
 @app.get("/compute")
 async def compute(ms: int) -> str:
-    end = time.thread_time() + ms / 1000
-    while time.thread_time() < end:
-        pass
+    burn(ms / 1000)
     return "computed"
 
 
@@ -59,13 +64,7 @@ async def echo(websocket: WebSocket) -> None:
 
 def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     """The same paths for a server of threads or processes."""
-    path, _, query = environ["PATH_INFO"], 0, environ["QUERY_STRING"]
-    seconds = int(query.partition("=")[2] or 0) / 1000
-    if path == "/compute":
-        end = time.thread_time() + seconds
-        while time.thread_time() < end:
-            pass
-    else:
-        time.sleep(seconds)
+    work = burn if environ["PATH_INFO"] == "/compute" else time.sleep
+    work(int(environ["QUERY_STRING"].partition("=")[2] or 0) / 1000)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
     return [b"ok"]

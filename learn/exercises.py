@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,10 @@ from pathlib import Path
 
 from websockets.sync.client import connect
 
-from learn.servers import UVICORN, accepts, everything, free_port, get, listening, seconds_for, server
+from bench.processes import free_ports
+from learn.servers import UVICORN, everything, get, listening, seconds_for, server
 from stack import debian
+from stack.console import accepts
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def nobody_accepts() -> Seen:
                 client.connect(("127.0.0.1", port))
                 client.sendall(b"hello")
                 connected += 1
-        waiting, limit = _accept_queue(port)
+        waiting, limit = _accept_queue(listener)
     lines = [
         f"The program has called listen({backlog}), and never accept().",
         f"{connected} of {backlog + 3} clients are connected, and have sent 5 bytes each.",
@@ -67,16 +70,11 @@ def nobody_accepts() -> Seen:
     return Seen(lines, connected == waiting == backlog + 1)
 
 
-def _accept_queue(port: int) -> tuple[int, int]:
-    """How many wait, and how many may, from the kernel: a listening socket has both in these columns."""
-    listing = subprocess.run(["ss", "-ltnH", f"sport = :{port}"], capture_output=True, text=True).stdout.split()
-    if listing:
-        return int(listing[1]), int(listing[2])
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if int(fields[1].partition(":")[2], 16) == port and fields[3] == "0A":
-            return int(fields[4].partition(":")[2], 16), 3
-    return 0, 0
+def _accept_queue(listener: socket.socket) -> tuple[int, int]:
+    """How many wait, and how many may: of a socket that listens, tcpi_unacked and tcpi_sacked in linux/tcp.h."""
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    waiting, limit = struct.unpack_from("2I", info, 24)
+    return waiting, limit
 
 
 MAIN = "from fastapi import FastAPI\n\napp = FastAPI()\n\n\n@app.get('/')\ndef hello():\n    return 'hello'\n"
@@ -217,7 +215,7 @@ http {
 
 def silent_clients() -> Seen:
     descriptors = 64
-    with server(*UVICORN, before=f"ulimit -n {descriptors}") as port:
+    with server(*UVICORN, before=f"ulimit -n {descriptors};") as port:
         alone, beside, later = _beside_the_silent(port)
         lines = [
             f"Uvicorn with {descriptors} open files at most; {SILENT} clients send half a header and stop.",
@@ -228,7 +226,7 @@ def silent_clients() -> Seen:
     if not nginx:
         return Seen([*lines, "With nginx in front: not shown, for nginx is not installed here."], holds)
     with server(*UVICORN) as app, tempfile.TemporaryDirectory() as folder:
-        port = free_port()
+        (port,) = free_ports(1)
         Path(folder, "nginx.conf").write_text(NGINX.replace("PORT", str(port)).replace("APP", str(app)))
         with listening([nginx, "-e", "stderr", "-p", folder, "-c", "nginx.conf"], port):
             alone, beside, later = _beside_the_silent(port)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from learn.exercises import EXERCISES
-from learn.servers import ROOT
+from stack.settings import ROOT
 
 PAGE = ROOT / "docs/learn.md"
 HEAD = """# How does a server accept connections?

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,52 +12,29 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-START_SECONDS = 30
+from bench.processes import free_ports, process
+from stack.console import accepts
+
+START_SECONDS, STOP_SECONDS = 30, 10
 UVICORN = ("uvicorn", "learn.app:app", "--log-level", "critical")
-
-
-def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        port: int = trial.getsockname()[1]
-        return port
 
 
 @contextmanager
 def server(*command: str, port_option: str = "--port", host: str = "127.0.0.1", before: str = "") -> Iterator[int]:
     """The port of a server that `python -m` has started. `before` is for the shell that starts it."""
-    port = free_port()
+    (port,) = free_ports(1)
     words = [sys.executable, "-m", *command]
     words += ["--bind", f"{host}:{port}"] if port_option == "--bind" else ["--host", host, port_option, str(port)]
-    with listening(["bash", "-c", f'{before or ":"}; exec "$@"', "bash", *words], port):
+    with listening(words, port, before):
         yield port
 
 
 @contextmanager
-def listening(command: Sequence[str], port: int) -> Iterator[None]:
-    """Run it until the block ends; it accepts connections on `port`. Raises RuntimeError where it does not."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + START_SECONDS
-        while not accepts(port):
-            if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"{' '.join(command)}: does not listen on port {port}")
-            time.sleep(0.05)
+def listening(command: Sequence[str], port: int, before: str = "") -> Iterator[None]:
+    """Run it until the block ends; it accepts connections on `port`. Raises CannotRun where it does not."""
+    shell = f"{before} exec {shlex.join(command)}"
+    with process(shell, {}, Path(os.devnull), lambda: accepts(port), START_SECONDS, STOP_SECONDS):
         yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def accepts(port: int, host: str = "127.0.0.1") -> bool:
-    with socket.socket() as client:
-        client.settimeout(1)
-        return client.connect_ex((host, port)) == 0
 
 
 def get(port: int, path: str, timeout: float = 30) -> str:

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import datetime
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
 
 from proofs import events
 from proofs.open_loop import OpenLoop
-from proofs.stack import PATIENT_BUDGET, ROOT, Stack
+from proofs.stack import PATIENT_BUDGET, Stack
+from proofs.zero_loss import put
 from stack.compose import engine
 
 REQUESTS = int(os.environ.get("SOAK_REQUESTS", "1000000"))
 RATE = float(os.environ.get("SOAK_RATE", "600"))
 SECONDS = float(os.environ.get("SOAK_SECONDS", "3600"))
-
-PAGE = ROOT / "docs/zero-loss.md"
 
 Event = Callable[[Stack, OpenLoop], object]
 NATIVE: list[Event] = [lambda s, o: events.reload(s, o, 3), events.recycle, events.pass_time]
@@ -61,17 +59,10 @@ def main() -> int:
         f"{lost:,} of {total:,} requests lost, {doubled:,} done twice, {posts:,} POST among them, in {happened} events"
     )
     print(f"{way}: {found}; {failed} of the events with a loss")
-    record(f"{found}, `WAY={way}`, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}.")
+    put("soak", f"{found}, `WAY={way}`, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}.")
     if total < REQUESTS:
         print(f"FAILED: {SECONDS:g} s were not enough for {REQUESTS:,} requests")
     return 1 if failed or total < REQUESTS else 0
-
-
-def record(found: str) -> None:
-    """Put it between its two marks in the page."""
-    marked = f"<!-- soak: make soak writes it -->\n{found}\n<!-- end of soak -->"
-    text = PAGE.read_text()
-    PAGE.write_text(re.sub(r"<!-- soak:.*?<!-- end of soak -->", lambda _: marked, text, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

@@ -135,11 +135,9 @@ def row(event: str, setting: str, as_it_is: Outcome, reverted: Outcome) -> str:
 
 
 def write(rows: list[str]) -> None:
-    """Put the table between its two marks in the page."""
     versions = subprocess.check_output(["docker", "version", "--format", "{{.Server.Version}}"], text=True).strip()
     table = "\n".join(
         [
-            "<!-- table: make zero-loss writes it -->",
             "",
             f"Lost of all requests; those that waited longer than {LONG_WAIT_SECONDS:g} s; the longest wait. "
             f"{events.RATE} to {BUSY:g} requests a second, 40 % POST. Against uvicorn-worker's own worker, one GET in "
@@ -150,11 +148,16 @@ def write(rows: list[str]) -> None:
             "| --- | --- | --- | --- |",
             *rows,
             "",
-            "<!-- end of table -->",
         ]
     )
-    text = PAGE.read_text()
-    PAGE.write_text(re.sub(r"<!-- table:.*?<!-- end of table -->", lambda _: table, text, flags=re.DOTALL))
+    put("table", table)
+
+
+def put(name: str, text: str) -> None:
+    """Write the text between the two marks of this name in the page."""
+    marked = rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- end of {name} -->)"
+    page = re.sub(marked, lambda marks: f"{marks[1]}{text}\n{marks[2]}", PAGE.read_text(), flags=re.DOTALL)
+    PAGE.write_text(page)
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from app.server import budget, cpus, space
 from app.server.settings import SettingsError, read
 from stack import certificate, compose, debian, native
-from stack.console import Failure, say
+from stack.console import Failure, run_checks, say
 from stack.render import render
 from stack.settings import GIVEN, ROOT, StackSettings, app_variables, faults, project, rows
 
@@ -55,15 +55,7 @@ def check() -> int:
             say("skipped nginx -t in the image: there is no certificate yet")
     else:
         say("skipped docker compose config: no Docker engine answers")
-    failed = 0
-    for name, run in checks:
-        try:
-            note = run()
-            say(f"ok      {name}{': ' + note if note else ''}")
-        except Failure as failure:
-            failed = 1
-            say(f"FAILED  {name}\n{failure}")
-    return failed
+    return run_checks(checks)
 
 
 def _own(table: dict[str, str]) -> str:

@@ -8,12 +8,37 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
 class Failure(Exception):
     """A command cannot do what it was asked; the text is for the person who asked."""
+
+
+class CannotTell(Exception):
+    """A check cannot be made: what would have to be asked is not there."""
+
+
+class Look(Exception):
+    """A check found what a person has to judge."""
+
+
+def run_checks(checks: Sequence[tuple[str, Callable[[], str | None]]], before_fault: str = "\n") -> int:
+    """Run each check and print a line for it, with its note or its fault; 1 if one failed."""
+    failed = 0
+    for name, run in checks:
+        try:
+            note = run()
+            say(f"ok      {name}{': ' + note if note else ''}")
+        except CannotTell as reason:
+            say(f"skipped {name}: {reason}")
+        except Look as question:
+            say(f"look    {name}: {question}")
+        except Failure as failure:
+            failed = 1
+            say(f"FAILED  {name}{before_fault}{failure}")
+    return failed
 
 
 def say(line: str) -> None:
@@ -51,8 +76,8 @@ def answers(url: str, seconds: float = 2) -> bool:
         return False
 
 
-def accepts(port: int) -> bool:
-    """Whether something accepts connections on this port of loopback."""
+def accepts(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something accepts connections on this port."""
     with socket.socket() as connection:
         connection.settimeout(1)
-        return connection.connect_ex(("127.0.0.1", port)) == 0
+        return connection.connect_ex((host, port)) == 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from stack import compose, native
-from stack.console import Failure, accepts, say
+from stack.console import CannotTell, Failure, Look, accepts, run_checks
 from stack.settings import ROOT, StackSettings
 
 # Images, logs of six containers at 50 MB each, and a second image while a deploy runs.
@@ -26,23 +26,16 @@ ENGINE_IPV6, ENGINE = 27, 25
 SSH = 22
 
 
-class CannotTell(Exception):
-    """What would have to be asked is not there."""
-
-
-class Look(Exception):
-    """A person has to say whether this is right."""
-
-
 def doctor(settings: StackSettings) -> int:
     """Print a line for each check; the exit status is 1 if one failed."""
+    engine = compose.engine()
     checks: list[tuple[str, Callable[[], str]]] = [
-        ("Docker", lambda: _engine(settings)),
-        ("it starts again after a reboot", _starts_again),
-        ("memory", lambda: _memory(settings)),
-        ("disk", _disk),
+        ("Docker", lambda: _engine(settings, engine)),
+        ("it starts again after a reboot", lambda: _starts_again(engine)),
+        ("memory", lambda: _memory(settings, engine)),
+        ("disk", lambda: _disk(engine)),
         ("clock", _clock),
-        *((f"{name}={port}", partial(_port, name, port)) for name, port in settings.published()),
+        *((f"{name}={port}", partial(_port, name, port, engine)) for name, port in settings.published()),
         *((name, partial(_name, name)) for name in settings.acme_names.split() if settings.tls == "acme"),
         ("LOCUST", lambda: _row("LOCUST", settings.locust, "off", "strangers would pay for your load tests")),
         ("ENABLE_LAB", lambda: _row("ENABLE_LAB", settings.enable_lab, "0", "anybody may block a worker")),
@@ -50,23 +43,10 @@ def doctor(settings: StackSettings) -> int:
         ("HTTPS", lambda: _https(settings)),
         ("other open ports", lambda: _open(settings)),
     ]
-    failed = 0
-    for name, run in checks:
-        try:
-            note = run()
-            say(f"ok      {name}{': ' + note if note else ''}")
-        except CannotTell as reason:
-            say(f"skipped {name}: {reason}")
-        except Look as question:
-            say(f"look    {name}: {question}")
-        except Failure as failure:
-            failed = 1
-            say(f"FAILED  {name}: {failure}")
-    return failed
+    return run_checks(checks, before_fault=": ")
 
 
-def _engine(settings: StackSettings) -> str:
-    version = compose.engine()
+def _engine(settings: StackSettings, version: str | None) -> str:
     if version is None:
         raise CannotTell("no Docker engine answers (docker version): make up runs plain processes")
     needed = ENGINE_IPV6 if settings.ipv6 == "true" else ENGINE
@@ -76,8 +56,8 @@ def _engine(settings: StackSettings) -> str:
     return version
 
 
-def _starts_again() -> str:
-    if compose.engine() is None:
+def _starts_again(engine: str | None) -> str:
+    if engine is None:
         raise CannotTell("plain processes end with the machine: a service of your system has to run make up")
     enabled = _said("systemctl", "is-enabled", "docker")
     if enabled != "enabled":
@@ -85,8 +65,8 @@ def _starts_again() -> str:
     return "Docker is enabled at boot"
 
 
-def _memory(settings: StackSettings) -> str:
-    if compose.engine():
+def _memory(settings: StackSettings, engine: str | None) -> str:
+    if engine:
         limits = compose.memory_limits()
         needed = sum(limit * replicas for limit, replicas in limits.values()) + limits["app"][0]
         account = f"{_mb(needed)} MB may be used, with the further replica of a deploy"
@@ -100,9 +80,9 @@ def _memory(settings: StackSettings) -> str:
     return account
 
 
-def _disk() -> str:
+def _disk(engine: str | None) -> str:
     folder = ROOT
-    if compose.engine():
+    if engine:
         root = Path(_said("docker", "info", "--format", "{{.DockerRootDir}}"))
         folder = root if root.exists() else ROOT  # the engine may be on another machine
     free = shutil.disk_usage(folder).free
@@ -119,10 +99,10 @@ def _clock() -> str:
     return "kept right from outside"
 
 
-def _port(name: str, port: int) -> str:
+def _port(name: str, port: int, engine: str | None) -> str:
     if not accepts(port):
         return "free"
-    if (compose.engine() and compose.running()) or native.running():
+    if (engine and compose.running()) or native.running():
         return "this stack's"
     raise Failure(f"another program listens there: stop it, or change {name}")
 

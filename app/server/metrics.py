@@ -91,7 +91,7 @@ class Metrics:
         """A request has come."""
         self.in_flight += 1
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+            self._flush_in_a_second()
 
     def end(self, method: str, route: str, status: int, seconds: float | None) -> None:
         """It is answered. `route` is the path's pattern, never the path: each new value lives for good.
@@ -112,15 +112,19 @@ class Metrics:
         """One has come (1), or gone (-1)."""
         self.websockets += change
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+            self._flush_in_a_second()
+
+    def _flush_in_a_second(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
 
     def flush(self) -> None:
         """Put what was counted into the shared files."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         # Looked at again in a second, while anything is in flight, so that the gauge goes back to zero.
-        under_way = self.in_flight or self.websockets
-        self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush) if under_way else None
+        if self.in_flight or self.websockets:
+            self._flush_in_a_second()
         self._in_flight.set(self.in_flight)
         self._websockets.set(self.websockets)
         for reason, count in self._cuts.items():

@@ -9,7 +9,7 @@ import pytest
 
 from learn.exercises import EXERCISES, Exercise
 from learn.page import PAGE, page
-from learn.servers import ROOT
+from stack.settings import ROOT
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda each: each.title)
