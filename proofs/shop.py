@@ -16,7 +16,7 @@ SHOP = Path("examples/shop")
 ORDER = {"sku": "tea", "quantity": 2}
 RATE = 150  # orders in a second
 # Its README's two blocks: the commands that bring it into the stack, and the rows.
-COMMANDS, TABLE = re.findall(r"^```sh\n(.*?)^```", (ROOT / SHOP / "README.md").read_text(), re.M | re.S)
+COMMANDS, TABLE = re.findall(r"^```(?:sh|ini)\n(.*?)^```", (ROOT / SHOP / "README.md").read_text(), re.M | re.S)
 ROWS = dict(line.split("=", 1) for line in TABLE.splitlines()) | {"APP_ENV_FILE": ".env.app"}
 
 

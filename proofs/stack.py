@@ -220,10 +220,11 @@ class Stack:
         subprocess.run(command, cwd=self.root, check=True)
 
     def run_in_a_copy(self, commands: str) -> subprocess.CompletedProcess[str]:
-        """Run a README's commands as its reader does, in a copy of the tree, which is the stack's from then on."""
-        self.root = patched_copy([])
-        del self.environ["COMPOSE_FILE"]
-        path = f"{ROOT}/.uv/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        """Run a page's commands as its reader does, in a copy of the tree, which is the stack's from then on."""
+        if self.root == ROOT:
+            self.root = patched_copy([])
+            del self.environ["COMPOSE_FILE"]
+        path = f"{ROOT}/.uv/bin:{Path(sys.executable).parent}:{self.environ['PATH']}"
         environ = self.environ | {"PATH": path, "UV_NO_SYNC": "1"}
         return subprocess.run(["bash", "-euc", commands], cwd=self.root, env=environ, capture_output=True, text=True)
 
