@@ -6,7 +6,7 @@ STACK := $(PYTHON) -m stack
 # uv from the system, or one of the virtual environment's own.
 UV := $(shell command -v uv || echo .uv/bin/uv)
 
-.PHONY: help up down logs ps trace learn check doctor test loadtest users reload deploy bench lab capacity soak zero-loss mutate clean
+.PHONY: help up down logs ps trace learn check doctor test unit loadtest users reload deploy bench lab capacity soak zero-loss mutate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ check: .venv ## settings, timeout budget, nginx and Compose configuration, code:
 
 test: .venv ## every test: the code's, and the proofs against real stacks, in both ways of running
 	@$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup $(PYTEST)
+
+unit: .venv ## the code's tests alone, in less than a minute
+	@$(PYTHON) -m pytest --numprocesses 2 tests
 
 zero-loss: .venv ## each event with and without the setting that makes it harmless; writes the table of docs/zero-loss.md
 	@$(PYTHON) -m proofs.zero_loss $(EVENTS)

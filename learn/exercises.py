@@ -1,7 +1,7 @@
 """How does a server accept connections? Ten exercises, in the order in which one needs them.
 
 Each asks, runs real servers on loopback, shows what happened, and says why. Its claim is what the run has to show;
-tests/learn holds it to that.
+proofs/test_learn.py holds it to that.
 """
 
 from __future__ import annotations

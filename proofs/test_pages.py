@@ -29,7 +29,7 @@ ELSEWHERE = {
     ("docs/logs-and-metrics.md", 0): "proofs/test_commands.py::test_a_request_is_traced_through_all_tiers",
     ("examples/shop/README.md", 0): SHOP,
 }
-# `make test` is what runs this; and docs/learn.md has tests/learn.
+# `make test` is what runs this; and docs/learn.md has proofs/test_learn.py.
 ITSELF = {"README.md": 2}
 WALKED = ("docs/hosts.md", "docs/https.md", "docs/loadtest.md", "docs/proxy-headers.md")
 # A load of seconds, with objectives that a busy machine meets.

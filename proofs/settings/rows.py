@@ -5,7 +5,7 @@ from __future__ import annotations
 from proofs.settings import Setting, Unproven
 
 SETTINGS_FILE = "loadtest/settings.py"
-RUN = "tests/loadtest/test_rows.py::"
+RUN = "proofs/test_loadtest_rows.py::"
 MISSING = "none: a run without it is refused"
 
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 DEADLINE_SECONDS = 90
 SETTINGS = {
     "LOADTEST_MODULE": "loadtest.demo",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.loadtest.test_run import Stack, finish, serving, start, summary
+from proofs.test_loadtest_run import Stack, finish, serving, start, summary
 
 RATE = 20
 
