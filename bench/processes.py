@@ -207,9 +207,6 @@ class Bench:
 
         `command` listens on APP_PORT, as `app_port` says.
         """
-        metrics = self.folder / "metrics"  # which app/server/gunicorn.conf.py would make
-        metrics.mkdir(exist_ok=True)
-        self.environ["METRICS_DIR"] = str(metrics)
         with self._process(f"exec {command}", "app.log", lambda: answers(f"{self.app_url}/")) as pid:
             yield pid
 

@@ -22,7 +22,7 @@ from stack.console import Failure
 from stack.settings import ROOT
 from stack.settings import rows as rows_of_env
 
-PACKAGES = ("fastapi", "gunicorn", "uvicorn", "uvloop", "httptools", "prometheus-client")
+PACKAGES = ("fastapi", "gunicorn", "uvicorn", "uvloop", "httptools")
 SECTIONS = re.MULTILINE | re.DOTALL
 COLUMNS = ("what", "goal", "median", "90 % interval", "range", "finding")
 # docs/measurements.md, up to the first experiment.

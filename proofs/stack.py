@@ -184,7 +184,7 @@ class Stack:
             (self.root / path).parent.mkdir(parents=True, exist_ok=True)
             (self.root / path).write_text(text)
         ports = free_ports(20)
-        self.http_port, self.locust_port, self.app_port = ports, ports + 1, ports + 3
+        self.http_port, self.locust_port, self.app_port = ports, ports + 1, ports + 4  # + 3 is the observer's
         self.https_port = ports + 19
         self.project = f"proof-{name}-{ports}"
         self.rows = (
@@ -259,6 +259,26 @@ class Stack:
             text = (self.folder / f"app-{self.app_port}.status.json").read_text()
         workers: list[dict[str, Any]] = json.loads(text)["workers"]
         return workers
+
+    def observer(self, path: str, container: str = "") -> str:
+        """What the observer answers (of one container, in Compose)."""
+        if self.way == "native":
+            return httpx.get(f"http://127.0.0.1:{self.app_port - 1}{path}", timeout=DEADLINE).text
+        ask = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:7999{path}').read().decode())"
+        container = container or self.containers("app")[0]
+        return subprocess.check_output(["docker", "exec", container, "python", "-c", ask], text=True)
+
+    def metrics(self, container: str = "") -> dict[str, float]:
+        """The observer's metrics, by series."""
+        lines = [line for line in self.observer("/metrics", container).splitlines() if line and line[0] != "#"]
+        return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
+
+    def metric(self, name: str, *labels: str, container: str = "") -> float:
+        """The sum of the series of this name that have all these labels, each as `status="200"`."""
+        found = self.metrics(container).items()
+        return sum(
+            value for series, value in found if series.partition("{")[0] == name and all(e in series for e in labels)
+        )
 
     def kill(self, pid: int, signal: str = "KILL", container: str = "") -> None:
         """Signal a process of the app; `pid` as the process itself sees it."""

@@ -80,9 +80,7 @@ def check_config(stack: Stack, **own: str) -> subprocess.CompletedProcess[str]:
 
 
 def in_flight(stack: Stack) -> float:
-    """By the metrics of all workers, asked of the first; those of the others are up to a second old."""
-    with straight(stack) as client:
-        return float(client.get("/metrics").text.rpartition("\nhttp_requests_in_flight ")[2].split()[0])
+    return stack.metric("http_requests_in_flight")
 
 
 def idle_connection(stack: Stack, slot: int = 0) -> socket.socket:
@@ -224,25 +222,6 @@ def test_the_health_of_a_worker_is_its_own_answer(odd: Stack) -> None:
     with straight(odd) as client:
         found = {path: client.get(path).text for path in ("/livez", "/readyz")}
     assert found == {"/livez": "alive\n", "/readyz": "ready\n"}, f"asked for its health, a worker says {found}"
-
-
-def test_any_worker_tells_the_metrics_of_all(odd: Stack) -> None:
-    for slot in (0, 1):
-        with straight(odd, slot) as client:
-            for _ in range(10):
-                client.get("/items?n=1")
-    with straight(odd) as client:
-
-        def counted() -> float:
-            answer = client.get("/metrics")
-            assert answer.status_code == 200, f"/metrics answers {answer.status_code}"
-            lines = [line for line in answer.text.splitlines() if line.startswith("http_requests_total{")]
-            return sum(float(line.rpartition(" ")[2]) for line in lines if 'route="/items"' in line)
-
-        counted()
-        time.sleep(2)  # the other worker's numbers may be a second old
-        found = counted()
-    assert found >= 20, f"of 20 requests to two workers one knows {found:g}"
 
 
 def test_a_full_thread_pool_holds_up_none_but_those_that_need_it(odd: Stack) -> None:

@@ -165,6 +165,7 @@ def _check_ports(settings: StackSettings) -> None:
     wanted = settings.published()
     if settings.locust == "on":
         wanted.append(("LOCUST_MASTER_PORT", settings.locust_master_port))
+    wanted.append(("APP_PORT, less one for the observer", settings.app_port - 1))
     wanted += [("APP_PORT", settings.app_port + i) for i in range(settings.listeners)]
     taken: dict[int, str] = {}
     for name, port in wanted:

@@ -29,6 +29,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from gunicorn import sock
@@ -36,6 +37,7 @@ from gunicorn.arbiter import Arbiter as GunicornArbiter
 from gunicorn.errors import HaltServer
 
 from app.server import cpus, messages, status
+from app.server.account import Account
 from app.server.worker import Worker, settings
 
 LONGEST_PAUSE_SECONDS = 10.0
@@ -79,6 +81,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         self.written: status.Status | None = None
         self.write_failed = False
         super().__init__(app)
+        self.account = Account(Path(os.environ["METRICS_DIR"]), self.log)
 
     def start(self) -> None:
         try:
@@ -100,6 +103,8 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         if self._reloading and all(self._ready(slot, self.attempt) for slot in slots):
             self.generation = self.attempt
             self.log.info("generation %d is ready", self.generation)
+            if self.generation > 1:
+                self.account.reloaded("ok")
             if self.reload_wanted:
                 self.reload()
         for worker in self._staying():
@@ -109,6 +114,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             if now >= self.not_before and self._needs_worker(slot):
                 self._spawn(slot)
         self._write_status()
+        self.account.keep(self.generation, self.num_workers)
 
     def _needs_worker(self, slot: int) -> bool:
         staying = self._staying(slot)
@@ -147,7 +153,8 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         def construct(*args: Any) -> Worker:
             siblings = [worker.master_end for worker in self.WORKERS.values()]
             generation = self.attempt if self._reloading else self.generation
-            made.append(constructor(*args, slot=slot, generation=generation, not_inherited=siblings))
+            board = self.account.board_for(slot, {worker.board.path for worker in self.WORKERS.values()})
+            made.append(constructor(*args, slot=slot, generation=generation, board=board, not_inherited=siblings))
             return made[0]
 
         replaced = [worker.replacement_wanted for worker in self._staying(slot)]
@@ -201,6 +208,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             # Past its own limit by as much as a stop may be past Uvicorn's.
             limit = settings.replaced_worker_seconds + self.cfg.graceful_timeout - settings.uvicorn_graceful_seconds
             if now - worker.leaving_since > limit:
+                worker.overdue = True
                 self.log.error("Worker (pid:%s) has not left in %s s: killed", worker.pid, limit)
                 self.kill_worker(worker.pid, signal.SIGKILL)
         elif not worker.ready_at and now - worker.born > settings.app_start_seconds:
@@ -233,6 +241,8 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         self._hear(worker)
         worker.close_in_master()
         lived = time.monotonic() - worker.ready_at if worker.ready_at else 0.0
+        if not self.stopping:
+            self.account.ended(worker)
         if self.stopping or worker.leaving_since or lived > INFANCY_SECONDS:
             return
         reason = worker.failure or f"worker {worker.pid} ended as it began to serve"
@@ -272,20 +282,22 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         if self.reload_wanted:
             return  # the first workers may have loaded the old code: again, when they are ready
         if self._reloading:
-            self._roll_back("a newer reload")
+            self._roll_back("a newer reload", "superseded")
         self.attempt += 1
         self.need_is_steady = False
         self.reason = ""
         self.failures, self.not_before = 0, 0.0
         self.log.info("generation %d starts", self.attempt)
 
-    def _roll_back(self, reason: str) -> None:
+    def _roll_back(self, reason: str, result: str = "failed") -> None:
         self.reason = reason
+        self.account.reloaded(result)
         for worker in [w for w in self._staying() if w.generation == self.attempt]:
             if any(other.generation != self.attempt for other in self._staying(worker.slot)):
                 self._retire(worker)
             else:
                 worker.generation = self.generation  # nobody else serves its socket
+                worker.board.put(worker.generation, "generation")
         self.log.error("Generation %d is rolled back, %d serves on: %s", self.attempt, self.generation, reason)
 
     def handle_int(self) -> None:
@@ -318,6 +330,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         for worker in self.WORKERS.values():
             worker.master_end.close()
         super().stop(True)
+        self.account.close()
         if self.written:
             with suppress(OSError):
                 os.unlink(status.path())

@@ -52,6 +52,7 @@ async def drain(server: DrainingServer) -> None:
         if not finishing and now - begun >= settings.drain_seconds:
             finishing = True
             server.worker.tell_master(messages.Finishing())
+            server.metrics.be("finishing")
         server.notify_master()
         await asyncio.sleep(0.05)
     logger.info("drained in %.1f s", time.monotonic() - begun)
@@ -61,6 +62,7 @@ async def _cancel_requests(server: DrainingServer, row: str) -> None:
     tasks = list(server.server_state.tasks)
     if tasks:
         logger.error("cancelling %d requests after %s", len(tasks), row)
+        server.metrics.board.add(len(tasks), "app_drain_cut_requests")
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=CANCEL_GRACE_SECONDS)

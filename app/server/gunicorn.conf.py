@@ -21,7 +21,7 @@ from app.server.settings import Settings, SettingsError, read
 
 
 def metrics_folder(parent: str) -> str:
-    """A new folder for the workers' counters. What masters of this user left that were killed is removed on the way."""
+    """A new folder for boards (board.py). What masters of this user left that were killed is removed on the way."""
     prefix = "fastapi-stack-metrics-"
     for left in Path(parent).glob(f"{prefix}[0-9]*-*"):
         master = left.name.removeprefix(prefix).split("-")[0]

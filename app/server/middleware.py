@@ -18,7 +18,7 @@ from anyio import move_on_after
 
 from app.server import logs, worker_state
 from app.server.asgi import ASGIApp, Message, Receive, Scope, Send
-from app.server.metrics import CONTENT_TYPE, Metrics
+from app.server.metrics import Metrics
 
 logger = logging.getLogger("app.requests")
 
@@ -34,8 +34,7 @@ class RequestMiddleware:
         self.deadlines = Deadlines(deadline_seconds)
         self.stall_seconds = stall_seconds
         self.slow_seconds = slow_seconds
-        self.internal = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics}
-        worker_state.before_exit.append(metrics.flush)
+        self.internal = {"/livez": self._livez, "/readyz": self._readyz}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -71,9 +70,6 @@ class RequestMiddleware:
 
     def _readyz(self) -> tuple[int, bytes, bytes]:
         return (200 if worker_state.state == "ready" else 503), b"text/plain", worker_state.state.encode() + b"\n"
-
-    def _metrics(self) -> tuple[int, bytes, bytes]:
-        return 200, CONTENT_TYPE, self.metrics.exposition()
 
 
 class Deadlines:
@@ -173,6 +169,7 @@ class RequestResponse:
                 self._stop_timing()
             if self._streams_events:
                 worker_state.end_event_stream.discard(self._end_event_stream)
+                self._middleware.metrics.stream(-1)
         if self._answered and failure is None and self._status < 500:
             return
         if self._cancelled:
@@ -222,6 +219,7 @@ class RequestResponse:
                 if value.startswith(b"text/event-stream"):
                     self._streams_events = True
                     worker_state.end_event_stream.add(self._end_event_stream)
+                    self._middleware.metrics.stream(1)
                 break
 
     async def _send_part(self, message: Message) -> None:

@@ -10,12 +10,14 @@ import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from anyio.to_thread import current_default_thread_limiter
 from uvicorn import Server
 
 from app.server import memory, messages, worker_state
 from app.server.accept import Acceptor
 from app.server.connection import DrainingProtocol, HeldHeads
 from app.server.drain import drain
+from app.server.metrics import Metrics
 from app.server.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,10 +31,11 @@ TICKS_IN_A_SECOND = 10  # Uvicorn calls on_tick() this often
 class DrainingServer(Server):
     """Serves until the master says Leave, or is gone."""
 
-    def __init__(self, worker: Worker, settings: Settings) -> None:
+    def __init__(self, worker: Worker, settings: Settings, metrics: Metrics) -> None:
         super().__init__(worker.config)
         self.worker = worker
         self.settings = settings
+        self.metrics = metrics
         self.acceptor: Acceptor
         self.stop_begun: float | None = None  # monotonic time; None: the worker serves, or is replaced
         self._heads: HeldHeads
@@ -49,7 +52,7 @@ class DrainingServer(Server):
         self.acceptor = Acceptor(
             self.worker.sockets,
             self._protocol,
-            self.worker.turn_gate.shorten_turns,
+            self._on_connection,
             self.settings.listen_backlog,
             at_once=self.settings.listen_backlog if per_worker else 1,
         )
@@ -62,8 +65,14 @@ class DrainingServer(Server):
                 "WORKER_MEMORY_MB=%d is less than a new worker holds, %d MiB: no limit", self._memory_limit_mb, held
             )
             self._memory_limit_mb = 0
+        self._limiter = current_default_thread_limiter()
         worker_state.state = "ready"
+        self.metrics.be("ready")
         self.worker.tell_master(messages.Ready())
+
+    def _on_connection(self) -> None:
+        self.metrics.accepted()
+        self.worker.turn_gate.shorten_turns()
 
     def _protocol(self) -> asyncio.Protocol:
         state, app_state, loop = self.server_state, self.lifespan.state, asyncio.get_running_loop()
@@ -78,6 +87,7 @@ class DrainingServer(Server):
 
     def notify_master(self) -> None:
         """The heartbeat, by a clock that nobody sets: a worker that is silent for WORKER_TIMEOUT_SECONDS is killed."""
+        self.metrics.tick(1 / TICKS_IN_A_SECOND, len(self.server_state.connections), self._limiter)
         now = time.monotonic()
         if now >= self._next_notification:
             self._next_notification = now + NOTIFY_SECONDS
@@ -140,10 +150,10 @@ class DrainingServer(Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then end the application's lifespan."""
         worker_state.state = "draining"
+        self.metrics.be("draining")
         self.worker.tell_master(messages.Draining())
         if not self.worker.channel.closed_by_peer:
             self.acceptor.close()
         await drain(self)
         await self.lifespan.shutdown()
-        for callback in worker_state.before_exit:
-            callback()
+        self.metrics.be("left")

@@ -45,7 +45,7 @@ class Settings(BaseModel):
     slow_request_ms: Milliseconds
 
     app_host: str
-    app_port: Port
+    app_port: Annotated[int, Field(ge=2, le=65535)]  # the observer has the one before
     listen_backlog: Annotated[int, Field(ge=1, le=65535)]
     trusted_proxies: str
 
@@ -68,6 +68,10 @@ class Settings(BaseModel):
     app_start_seconds: Seconds
     worker_timeout_seconds: Seconds
     longest_block_seconds: Seconds
+
+    slo_p50_ms: Milliseconds
+    slo_p95_ms: Milliseconds
+    slo_p99_ms: Milliseconds
 
     database_pool_size: Annotated[int, Field(ge=0, le=10_000)]
     database_max_connections: Annotated[int, Field(ge=0, le=262_143)]

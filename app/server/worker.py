@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import time
 from collections.abc import Sequence
@@ -12,12 +13,16 @@ from typing import Any, Protocol
 
 from uvicorn_worker import UvicornWorker
 
-from app.server import messages, worker_state
+from app.server import messages, status, worker_state
+from app.server.board import Board
+from app.server.metrics import Metrics, duration_buckets
 from app.server.server import DrainingServer
 from app.server.settings import Settings, read
 from app.server.turns import TurnGate
 
 settings = read(Settings, os.environ)
+# Of this process: made in the master, used from the fork on.
+metrics = Metrics(duration_buckets(os.environ))
 
 
 class Closable(Protocol):
@@ -37,9 +42,11 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         "date_header": False,
     }
 
-    def __init__(self, *args: Any, slot: int, generation: int, not_inherited: Sequence[Closable]) -> None:
+    def __init__(self, *args: Any, slot: int, generation: int, board: Board, not_inherited: Sequence[Closable]) -> None:
         """Runs in the master, before the fork. `not_inherited` is what the new process must not keep open."""
         super().__init__(*args)
+        self.board = board
+        board.put(generation, "generation")
         self.slot = slot
         self.generation = generation
         self.born = time.monotonic()
@@ -48,6 +55,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         self.replaces_for_memory = False
         self.leaving_since = 0.0  # 0: it stays
         self.finishing = False
+        self.overdue = False  # it has not left in time, and was killed for it
         self.failure = ""  # why it did not start
         self.master_end, self.channel = messages.channel_pair()
         self.not_inherited: list[Closable] = [*not_inherited, self.master_end]
@@ -61,6 +69,10 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         for thing in self.not_inherited:
             thing.close()
         os.register_at_fork(after_in_child=self._let_go_in_child)
+        metrics.use(self.board)
+        self.board.put(resource.getrlimit(resource.RLIMIT_NOFILE)[0], "descriptors limit")
+        self.board.put(float(status.started(os.getpid()) or 0), "started")
+        self.board.put(os.getpid(), "pid")
         try:
             super().init_process()
         except (Exception, SystemExit) as error:
@@ -83,7 +95,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         self.config.app = self.wsgi
-        server = DrainingServer(self, settings)
+        server = DrainingServer(self, settings, metrics)
         # QUIT to the master's process group is a stop like any other; by default it would dump core.
         signal.signal(signal.SIGQUIT, server.handle_exit)
         with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:

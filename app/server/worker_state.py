@@ -10,5 +10,3 @@ state: Literal["starting", "ready", "draining"] = "starting"
 startup_failure = ""
 # What ends each event stream that is open. A drain calls it at once: their clients connect again by themselves.
 end_event_stream: set[Callable[[], None]] = set()
-# Called when the worker has drained, before its process ends.
-before_exit: list[Callable[[], None]] = []

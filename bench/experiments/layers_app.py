@@ -6,11 +6,9 @@ Gunicorn calls one of the functions: what only another of them needs must not be
 from __future__ import annotations
 
 import logging
-import os
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
@@ -20,13 +18,13 @@ from app.server import logs
 from app.server.asgi import ASGIApp, Message, Receive, Scope, Send
 from app.server.metrics import Metrics
 from app.server.middleware import RequestMiddleware, RequestResponse
-from app.server.settings import Settings, read
+from app.server.worker import metrics as metrics_of_worker
+from app.server.worker import settings
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-settings = read(Settings, os.environ)
 logger = logging.getLogger("app.requests")
 
 
@@ -57,7 +55,7 @@ class _RequestId(_One):
 
 class _Uncounted(Metrics):
     def __init__(self) -> None:
-        """No files."""
+        """No board."""
 
     def begin(self) -> None:
         """Nothing."""
@@ -65,7 +63,7 @@ class _Uncounted(Metrics):
     def cut(self, reason: str) -> None:
         """Nothing."""
 
-    def flush(self) -> None:
+    def stream(self, change: int) -> None:
         """Nothing."""
 
 
@@ -113,7 +111,7 @@ class _Timed(_One):
 class _Counted(_Timed):
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(app)
-        self.metrics = Metrics(Path(os.environ["METRICS_DIR"]))
+        self.metrics = metrics_of_worker
 
     def begin(self) -> None:
         self.metrics.begin()
@@ -129,7 +127,7 @@ class _Logged(_Timed):
 
 
 def _bare() -> ASGIApp:
-    # Not app.server.application: that is the whole shell, and to import it changes what prometheus_client does.
+    # Not app.server.application: that is the whole shell.
     return cast(ASGIApp, import_app(settings.app_module))
 
 

@@ -22,7 +22,6 @@ from gunicorn.errors import HaltServer
 from gunicorn.workers.base import Worker
 from gunicorn.workers.workertmp import WorkerTmp
 from packaging.requirements import Requirement
-from prometheus_client import Gauge, Histogram, multiprocess, values
 from uvicorn.config import STARTUP_FAILURE, Config
 from uvicorn.lifespan.on import LifespanOn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -61,9 +60,6 @@ SIGNATURES: list[tuple[str, Callable[..., Any], str]] = [
     ("arbiter.py", sock.TCPSocket._is_listening, "(sock)"),
     ("middleware.py", AsyncIOBackend.run_sync_in_worker_thread, "(func, args, abandon_on_cancel, limiter)"),
     ("middleware.py", anyio.to_thread.run_sync, "(func, *args, abandon_on_cancel, cancellable, limiter)"),
-    ("metrics.py", values.MultiProcessValue, "(process_identifier)"),
-    ("metrics.py", multiprocess.MultiProcessCollector.__init__, "(self, registry, path)"),
-    ("metrics.py", multiprocess.mark_process_dead, "(pid, path)"),
 ]
 
 # What an object's source must hold for the file to do what it says.
@@ -102,11 +98,9 @@ SOURCES: list[tuple[str, Any, str]] = [
     ("worker.py", Worker.init_process, "util.close_on_exec(s)"),  # what an application starts holds no port
     ("arbiter.py", Arbiter.murder_workers, "time.monotonic() - worker.tmp.last_update()"),
     ("server.py", WorkerTmp.notify, "time.monotonic()"),
-    ("metrics.py", Histogram._metric_init, "self._buckets"),
-    ("metrics.py", Histogram._metric_init, "self._sum"),
 ]
 
-BOUNDED = {"anyio", "gunicorn", "prometheus-client", "uvicorn", "uvicorn-worker", "uvloop"}
+BOUNDED = {"anyio", "gunicorn", "uvicorn", "uvicorn-worker", "uvloop"}
 
 
 def parameters(function: Callable[..., Any]) -> str:
@@ -143,8 +137,6 @@ def test_what_is_read_and_set_still_exists() -> None:
         assert f"self.{field}" in init, "connection.py"
     assert STARTUP_FAILURE == Arbiter.WORKER_BOOT_ERROR, "arbiter.py: a lifespan that fails ends its worker with this"
     assert hasattr(asyncio.Task, "_fut_waiter"), "middleware.py"
-    assert callable(values.ValueClass), "metrics.py"
-    assert "livesum" in Gauge._MULTIPROC_MODES, "metrics.py"
     assert signal.SIGCHLD not in Arbiter.SIGNALS, "worker.py: the worker wakes the master with it"
 
 

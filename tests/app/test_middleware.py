@@ -3,10 +3,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import multiprocessing
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +12,14 @@ from anyio import to_thread
 
 from app.server import logs, worker_state
 from app.server.asgi import ASGIApp, Message, Receive, Scope, Send
-from app.server.metrics import CUT_REASONS, Metrics
+from app.server.metrics import CUT_REASONS, METRICS, Metrics, text
 from app.server.middleware import RequestMiddleware
+from app.server.observer import Samples, add_counts
 
 
 @pytest.fixture(scope="module")
-def metrics(tmp_path_factory: pytest.TempPathFactory) -> Metrics:
-    return Metrics(tmp_path_factory.mktemp("metrics"))
+def metrics() -> Metrics:
+    return Metrics()
 
 
 def scope(path: str = "/", **headers: str) -> Scope:
@@ -62,12 +61,10 @@ def test_an_answer_goes_through_unchanged(metrics: Metrics) -> None:
 
 
 def figures(metrics: Metrics) -> dict[str, float]:
-    """What /metrics says, by series."""
-
-    async def asked() -> bytes:
-        return metrics.exposition()
-
-    lines = [line for line in asyncio.run(asked()).decode().splitlines() if not line.startswith("#")]
+    """What the observer says of this board's counters, by series."""
+    samples: Samples = {metric.name: {} for metric in METRICS}
+    add_counts(samples, metrics.board)
+    lines = [line for line in text(samples, metrics.buckets).splitlines() if not line.startswith("#")]
     return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
 
 
@@ -96,20 +93,20 @@ def test_an_event_stream_is_counted_and_is_no_latency(metrics: Metrics) -> None:
     after = figures(metrics)
     answered = 'http_requests_total{method="GET",route="",status="200"}'
     assert after[answered] - before.get(answered, 0) == 2
-    assert after["http_request_duration_seconds_count"] - before["http_request_duration_seconds_count"] == 1
+    timed = 'http_request_duration_seconds_count{route=""}'
+    assert after[timed] - before.get(timed, 0) == 1
 
 
 def test_a_websocket_is_counted_while_it_is_open(metrics: Metrics) -> None:
     seen = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        metrics.flush()
         seen.append(metrics.websockets)
         raise OSError("the client has gone")
 
     with pytest.raises(OSError, match="has gone"):
         call(app, metrics, {"type": "websocket", "path": "/ws", "headers": []})
-    assert (seen, figures(metrics)["websocket_connections"]) == ([1], 0)
+    assert (seen, metrics.websockets) == ([1], 0)
 
 
 def test_a_handler_past_the_deadline_is_cancelled_and_504_is_sent(metrics: Metrics) -> None:
@@ -371,60 +368,7 @@ def test_requests_are_counted_by_route_and_status(metrics: Metrics) -> None:
 
     for number in range(3):
         call(routed, metrics, scope(f"/things/{number}"))
-    text = call(ok, metrics, scope("/metrics"))[1]["body"].decode()
-    assert 'http_requests_total{method="GET",route="/things/{id}",status="404"} 3.0' in text
-
-
-def count_and_stay(folder: Path, go: Any, counted: Any) -> None:
-    async def one_request() -> None:
-        metrics.begin()
-        metrics.end("GET", "/", 200, 0.02)
-        metrics.flush()
-
-    metrics = Metrics(folder)
-    asyncio.run(one_request())
-    counted.release()
-    go.wait(60)
-
-
-def test_workers_that_come_and_go_leave_no_files_behind_and_lose_no_counts(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    for _generation in range(2):
-        go, counted = context.Event(), context.Semaphore(0)
-        workers = [context.Process(target=count_and_stay, args=(tmp_path, go, counted)) for _ in range(2)]
-        for worker in workers:
-            worker.start()
-        for _ in workers:
-            assert counted.acquire(timeout=60)
-        go.set()
-        for worker in workers:
-            worker.join()
-        assert len(list(tmp_path.glob("counter_*.db"))) == 2
-    text = asyncio.run(exposition(Metrics(tmp_path)))
-    assert 'http_requests_total{method="GET",route="/",status="200"} 4.0' in text
-    assert 'http_request_duration_seconds_bucket{le="0.01"} 0.0' in text
-    assert 'http_request_duration_seconds_bucket{le="0.025"} 4.0' in text
-    assert "http_request_duration_seconds_count 4.0" in text
-    assert "http_requests_in_flight 0.0" in text
-
-
-async def exposition(metrics: Metrics) -> str:
-    return metrics.exposition().decode()
-
-
-def test_what_is_in_flight_is_seen_in_another_workers_exposition(tmp_path: Path) -> None:
-    async def two_workers() -> None:
-        busy, asked = Metrics(tmp_path), Metrics(tmp_path)
-        busy.begin()
-        busy.begin()
-        busy.flush()
-        assert "http_requests_in_flight 2.0" in asked.exposition().decode()
-        for _ in range(2):
-            busy.end("GET", "/", 200, 0.1)
-        busy.flush()
-        assert "http_requests_in_flight 0.0" in asked.exposition().decode()
-
-    asyncio.run(two_workers())
+    assert figures(metrics)['http_requests_total{method="GET",route="/things/{id}",status="404"}'] == 3
 
 
 def test_a_log_line_is_one_line_of_json_with_the_request_id() -> None:
