@@ -509,7 +509,7 @@ def test_the_requests_that_a_killed_worker_had_in_flight_are_not_counted_as_in_f
 
 
 def test_a_worker_of_an_application_without_a_lifespan_takes_no_counters_along_when_it_leaves(faulty: Server) -> None:
-    """Its last second is in the files before it ends."""
+    """What it answered last is counted too."""
     before = faulty.until_ready()
     name = 'http_requests_total{method="GET",route="",status="200"}'
     counted = faulty.metric(name)

@@ -175,6 +175,14 @@ def test_a_port_in_use_is_named(native: Stack, row: str) -> None:
     assert nothing_runs(native)
 
 
+def test_the_observers_port_in_use_is_named(native: Stack) -> None:
+    with socket.create_server(("127.0.0.1", native.app_port - 1)):
+        done = native.make("up")
+    assert_refused(
+        native, done, f"APP_PORT-1 (the observer)={native.app_port - 1}: the port is in use", "make up APP_PORT="
+    )
+
+
 def test_port_80_without_the_right_to_it_says_what_to_type(native: Stack) -> None:
     command = [sys.executable, "-m", "stack", "up"]
     if os.getuid() == 0:

@@ -165,14 +165,14 @@ def _check_ports(settings: StackSettings) -> None:
     wanted = settings.published()
     if settings.locust == "on":
         wanted.append(("LOCUST_MASTER_PORT", settings.locust_master_port))
-    wanted.append(("APP_PORT, less one for the observer", settings.app_port - 1))
+    wanted.append(("APP_PORT-1 (the observer)", settings.app_port - 1))
     wanted += [("APP_PORT", settings.app_port + i) for i in range(settings.listeners)]
     taken: dict[int, str] = {}
     for name, port in wanted:
-        advice = f"stop what listens there, or: make up {name}=…"
+        advice = f"stop what listens there, or: make up {name.partition('-')[0]}=…"
         if port in taken:
             raise Failure(
-                f"{name}: port {port} is {taken[port]}'s; each needs ports of its own (APP_PORT one a worker)"
+                f"{name}: port {port} is {taken[port]}'s; each needs its own (APP_PORT one a worker, and one before)"
             )
         taken[port] = name
         if accepts(port):

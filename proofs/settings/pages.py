@@ -1,4 +1,4 @@
-"""docs/settings.md, evidence.md and symptoms.md, written from the table and from what make mutate saw."""
+"""docs/settings.md, evidence.md, symptoms.md and metrics.md, written from the table and from what make mutate saw."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
+from app.server.metrics import METRICS
 from proofs.settings import Setting, Unproven
 from proofs.settings.links import link
-from proofs.settings.symptoms import SYMPTOMS
+from proofs.settings.symptoms import SYMPTOMS, Symptom
 from proofs.settings.table import TABLE
 from proofs.stack import ROOT
 
@@ -30,12 +31,19 @@ EVIDENCE_HEAD = """# Evidence
 SYMPTOMS_HEAD = """# Symptoms
 
 From what you see to the setting behind it, and the proof that shows it. `make mutate` wrote this page.
-[Settings](settings.md) says what each does.
+[Settings](settings.md) says what each setting does, and [Metrics](metrics.md) what each metric says.
+
+"""
+METRICS_HEAD = """# Metrics
+
+What the observer says at `/metrics` ([where it answers](logs-and-metrics.md#metrics)), and what each is good for.
+`make mutate` wrote this page, and so does `python -m proofs.mutate --write-docs`.
 
 """
 SETTINGS_PAGE = ROOT / "docs/settings.md"
 EVIDENCE_PAGE = ROOT / "docs/evidence.md"
 SYMPTOMS_PAGE = ROOT / "docs/symptoms.md"
+METRICS_PAGE = ROOT / "docs/metrics.md"
 
 
 def committed() -> dict[str, Any]:
@@ -54,7 +62,8 @@ def write(results: dict[str, Any]) -> None:
     SETTINGS_PAGE.write_text(SETTINGS_HEAD + summary(results) + parts(row, TABLE_HEAD))
     EVIDENCE_PAGE.write_text(EVIDENCE_HEAD + parts(lambda setting: entry(setting, results)).lstrip())
     SYMPTOMS_PAGE.write_text(symptoms_page())
-    print("wrote docs/settings.md, docs/evidence.md and docs/symptoms.md")
+    METRICS_PAGE.write_text(metrics_page())
+    print("wrote docs/settings.md, docs/evidence.md, docs/symptoms.md and docs/metrics.md")
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -123,9 +132,24 @@ def named(name: str) -> str:
 
 
 def symptoms_page() -> str:
-    text = SYMPTOMS_HEAD + "| what you see | why | settings | proof |\n| --- | --- | --- | --- |\n"
+    text = SYMPTOMS_HEAD + "| what you see | why | settings | metrics | proof |\n| --- | --- | --- | --- | --- |\n"
     for symptom in SYMPTOMS:
         settings = ", ".join(f"`{name.partition(': ')[2]}`" for name in symptom.settings)
         proofs = ", ".join(f"`{proof}`" for proof in symptom.proofs)
-        text += f"| {symptom.seen} | {symptom.why} | {settings} | {proofs} |\n"
+        metrics = ", ".join(f"`{metric}`" for metric in symptom.metrics)
+        text += f"| {symptom.seen} | {symptom.why} | {settings} | {metrics} | {proofs} |\n"
     return text
+
+
+def metrics_page() -> str:
+    text = METRICS_HEAD + "| metric | type | labels | what it says | the symptoms it is for |\n" + "| --- " * 5 + "|\n"
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        seen = "; ".join(symptom.seen for symptom in SYMPTOMS if metric.family in families(symptom))
+        text += f"| `{metric.family}` | {metric.kind} | {labels} | {metric.help} | {seen} |\n"
+    return text
+
+
+def families(symptom: Symptom) -> set[str]:
+    """The metrics that it names, without their labels."""
+    return {metric.partition("{")[0] for metric in symptom.metrics}

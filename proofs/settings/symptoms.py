@@ -15,12 +15,15 @@ BALANCER = "proofs/test_load_balancer.py::"
 
 @dataclass(frozen=True)
 class Symptom:
-    """`settings` are names of the inventory, `proofs` tests without their parameters; both are held to what exists."""
+    """`settings` are names of the inventory, `proofs` tests without their parameters, `metrics` those that change when
+    it happens, with labels where only one series does; all are held to what exists.
+    """
 
     seen: str
     why: str
     settings: Sequence[str]
     proofs: Sequence[str]
+    metrics: Sequence[str] = ()
 
 
 SYMPTOMS = [
@@ -36,6 +39,7 @@ SYMPTOMS = [
         [".env: DRAIN_SECONDS", "gunicorn.conf.py: worker_class", "gunicorn.conf.py: max_requests"],
         [ZERO_LOSS + "test_nothing_is_lost_in_ten_reloads",
          ZERO_LOSS + "test_nothing_is_lost_while_a_worker_goes_every_second"],
+        ["app_worker_exits_total", "app_drain_seconds", "app_reloads_total", "app_generation", "app_workers"],
     ),
     Symptom(
         "502 for everybody for ten seconds after one slow request",
@@ -54,12 +58,15 @@ SYMPTOMS = [
         "the event loop was blocked for longer than the worker timeout; what was in flight there is lost",
         ["gunicorn.conf.py: timeout", ".env: LONGEST_BLOCK_SECONDS"],
         [WORKER + "test_a_worker_that_hangs_is_killed_and_replaced"],
+        ["app_worker_loop_silence_seconds", 'app_worker_exits_total{reason="silent"}',
+         'http_requests_cut_total{reason="killed"}'],
     ),
     Symptom(
         "503 with Retry-After",
         "all places of all workers are taken, or no app runs; nothing was done, so it is safe to send it again",
         [".env: APP_MAX_REQUESTS_IN_FLIGHT"],
         ["proofs/test_overload.py::test_as_many_requests_as_there_are_places_are_served_and_the_others_get_503_at_once"],
+        ["http_requests_in_flight", "http_requests_in_flight_limit", "app_workers", "app_workers_wanted"],
     ),
     Symptom(
         "503 with Retry-After for uploads alone, or for everything while the app has little to do",
@@ -85,18 +92,22 @@ SYMPTOMS = [
         "the pools of all workers, with those of a deploy, are more than max_connections",
         [".env: DATABASE_POOL_SIZE", ".env: DATABASE_MAX_CONNECTIONS"],
         ["proofs/test_shop.py::test_pools_that_the_rule_lets_in_find_their_connections_in_a_reload"],
+        ['http_requests_cut_total{reason="error"}'],
     ),
     Symptom(
         "504 with the app's own line in the log (reason: deadline)",
         "the handler took longer than the deadline, and was cancelled",
         [".env: REQUEST_DEADLINE_SECONDS"],
         [PROXY + "test_the_deadline_answers_504_and_cancels_the_handler"],
+        ['http_requests_cut_total{reason="deadline"}', "http_request_duration_seconds"],
     ),
     Symptom(
         "504, and no line of the app's",
         "the worker's event loop was blocked, or the replica is frozen: nginx gave up reading",
         ["proxy.conf: proxy_read_timeout"],
         [ZERO_LOSS + "test_a_frozen_replica_holds_few_requests_and_is_used_again"],
+        ["app_worker_loop_silence_seconds", "app_worker_loop_lag_seconds", "app_worker_accept_queue",
+         "app_worker_accept_queue_max"],
     ),
     Symptom(
         "Session not found, or a page that loads itself again and again; with WORKERS=1 all is well",
@@ -111,6 +122,7 @@ SYMPTOMS = [
         [".env: ANSWER_STALL_SECONDS", ".env: EVENT_STREAM_PING_SECONDS"],
         [ANSWERS + "test_an_answer_that_stands_still_is_cut_and_its_handler_cancelled",
          ANSWERS + "test_an_event_stream_that_only_pings_is_not_cut"],
+        ['http_requests_cut_total{reason="stall"}', "http_streams_open"],
     ),
     Symptom(
         "a long download or a background task is cut, and the app's log has reason: drain, or cancelling N requests",
@@ -118,12 +130,14 @@ SYMPTOMS = [
         [".env: REPLACED_WORKER_SECONDS", ".env: UVICORN_GRACEFUL_SECONDS"],
         [ANSWERS + "test_a_worker_that_is_replaced_finishes_what_it_has_begun",
          ANSWERS + "test_at_a_stop_background_tasks_have_their_time_and_no_more"],
+        ['http_requests_cut_total{reason="drain"}', "app_drain_cut_requests_total", "app_drain_seconds"],
     ),
     Symptom(
         "499 in nginx's log",
         "the client left before the answer: its own timeout is shorter than the stack's",
         [".env: REQUEST_DEADLINE_SECONDS", "proxy.conf: proxy_read_timeout"],
         [PROXY + "test_a_client_that_leaves_before_its_answer_is_a_499"],
+        ['http_requests_total{status="499"}'],
     ),
     Symptom(
         "429",
@@ -238,6 +252,7 @@ SYMPTOMS = [
         "silence for longer than the proxy's read timeout; pings must come more often",
         ["worker.py: ws_ping_interval", "proxy.conf: proxy_read_timeout"],
         [PROXY + "test_a_silent_websocket_is_kept_open_by_pings"],
+        ["websocket_connections"],
     ),
     Symptom(
         "a stop ends with SIGKILL (exit status 137)",
@@ -251,18 +266,23 @@ SYMPTOMS = [
         [".env: APP_MEMORY", ".env: WORKER_MEMORY_MB"],
         ["proofs/test_resources.py::test_a_process_that_wants_more_memory_than_its_row_says_is_killed",
          WORKER + "test_a_worker_that_holds_too_much_memory_is_replaced_and_nothing_is_lost"],
+        ["app_worker_memory_bytes", "app_worker_memory_limit_bytes", 'app_worker_exits_total{reason="memory"}',
+         'app_worker_exits_total{reason="crashed"}'],
     ),
     Symptom(
         "fast requests wait while a worker has nothing to do",
         "they stand in line behind a slow one on the same socket",
         [".env: WORKER_LISTENERS", "upstream.conf: upstream app / least_conn"],
         [UPSTREAM + "test_a_worker_that_is_busy_gets_no_more_while_another_is_free"],
+        ["http_requests_in_flight", "app_worker_connections", "app_worker_connections_accepted_total",
+         "app_worker_cpu_seconds_total"],
     ),
     Symptom(
         "`def` endpoints wait for seconds, `async def` ones do not",
         "the 40 threads of the pool are all taken",
         [".env: REQUEST_DEADLINE_SECONDS"],
         [WORKER + "test_a_full_thread_pool_holds_up_none_but_those_that_need_it"],
+        ["app_worker_threads_busy", "app_worker_threads_limit", "app_worker_threads_waiting"],
     ),
     Symptom(
         "many half-open connections, and nobody gets in",
@@ -270,6 +290,15 @@ SYMPTOMS = [
         ["nginx.conf: client_header_timeout", "nginx.conf: client_body_timeout",
          "nginx.conf: events / worker_connections"],
         ["proofs/test_slow_clients.py::test_2000_half_open_headers_keep_nobody_out_and_are_cut_off"],
+    ),
+    Symptom(
+        "a worker accepts nobody, and its log has: cannot accept a connection: Too many open files",
+        "the worker has as many descriptors as it may have; connections wait in its queue until one is free",
+        [],
+        ["proofs/test_faults.py::"
+         "test_a_worker_without_a_descriptor_serves_what_it_has_and_accepts_again_when_it_has_one"],
+        ["app_worker_descriptors", "app_worker_descriptors_limit", "app_worker_accept_queue",
+         "app_worker_accept_queue_limit", "app_listen_overflows_total"],
     ),
     Symptom(
         "connections from this machine itself to the published port are refused for good, from outside all is well",

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from app.server.metrics import METRICS
 from proofs.settings import Setting, pages, table
 from proofs.settings.inventory import inventory
 from proofs.settings.symptoms import SYMPTOMS
@@ -78,3 +79,10 @@ def test_every_symptom_names_settings_and_proofs_that_exist() -> None:
 
 def test_the_page_of_symptoms_is_the_table() -> None:
     assert pages.SYMPTOMS_PAGE.read_text() == pages.symptoms_page(), "python -m proofs.mutate --write-docs"
+
+
+def test_the_page_of_metrics_is_the_table_and_symptoms_name_what_exists() -> None:
+    assert pages.METRICS_PAGE.read_text() == pages.metrics_page(), "python -m proofs.mutate --write-docs"
+    known = {metric.family for metric in METRICS}
+    for symptom in SYMPTOMS:
+        assert pages.families(symptom) <= known, symptom.seen
