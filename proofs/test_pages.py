@@ -27,6 +27,8 @@ ELSEWHERE = {
     ("docs/capacity.md", 1): CAPACITY,
     ("docs/https.md", 2): "proofs/test_acme.py::test_a_fresh_machine_has_its_certificate_without_a_restart",
     ("docs/logs-and-metrics.md", 0): "proofs/test_commands.py::test_a_request_is_traced_through_all_tiers",
+    ("docs/logs-and-metrics.md", 1): "proofs/test_observer.py::"
+    "test_while_every_worker_is_blocked_the_observer_names_the_silent_ones",
     ("examples/shop/README.md", 0): SHOP,
 }
 # `make test` is what runs this; and docs/learn.md has proofs/test_learn.py.
