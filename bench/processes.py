@@ -121,8 +121,12 @@ def _stop(child: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def _listens(port: int) -> dict[str, str]:
-    """nginx on loopback alone."""
-    return {"NGINX_LISTEN": f"127.0.0.1:{port}", "NGINX_LISTEN_IPV6": f"[::1]:{port}"}
+    """nginx on loopback alone, its counters on another address of it."""
+    return {
+        "NGINX_LISTEN": f"127.0.0.1:{port}",
+        "NGINX_LISTEN_IPV6": f"[::1]:{port}",
+        "NGINX_LISTEN_STATUS": f"127.0.0.2:{port}",
+    }
 
 
 def _change(folder: Path, changes: Mapping[str, str]) -> None:
@@ -153,18 +157,19 @@ class Bench:
             "MAX_REQUESTS_JITTER": "0",
         }
         table = rows() | usual | changed | SPACE
-        ports = free_ports(read(StackSettings, GIVEN | table).workers + 2)  # each worker may have one
-        table |= {"HTTP_PORT": str(ports[0]), "APP_PORT": str(ports[2])}
+        ports = free_ports(read(StackSettings, GIVEN | table).workers + 3)  # each worker may have one
+        # The port before the app's is its observer's.
+        table |= {"HTTP_PORT": str(ports[0]), "APP_PORT": str(ports[3])}
         with self._named():
             self._settings = read(StackSettings, GIVEN | table)
             self._commands = native.commands(self._settings)
             self.folder = native.folder()
             self.environ = app_variables(table) | native.environment(self._settings, table)
         self.environ |= _listens(ports[0])
-        self.app_url = f"http://127.0.0.1:{ports[2]}"
+        self.app_url = f"http://127.0.0.1:{ports[3]}"
         self.url = f"http://127.0.0.1:{ports[0]}"
         self.http_port = ports[0]
-        self.app_port = ports[2]
+        self.app_port = ports[3]
         self._other_port = ports[1]
 
     def _process(self, command: str, log: str, ready: Callable[[], bool]) -> contextlib.AbstractContextManager[int]:

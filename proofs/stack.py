@@ -184,7 +184,9 @@ class Stack:
             (self.root / path).parent.mkdir(parents=True, exist_ok=True)
             (self.root / path).write_text(text)
         ports = free_ports(20)
-        self.http_port, self.locust_port, self.app_port = ports, ports + 1, ports + 4  # + 3 is the observer's
+        self.http_port, self.locust_port, self.app_port = ports, ports + 1, ports + 5
+        # Before the app's are those of its observer (+ 4) and of nginx's counters (+ 3).
+        self.live_port = ports + 18
         self.https_port = ports + 19
         self.project = f"proof-{name}-{ports}"
         self.rows = (
@@ -194,6 +196,7 @@ class Stack:
                 "LOCUST_UI_PORT": str(self.locust_port),
                 "LOCUST_MASTER_PORT": str(ports + 2),
                 "APP_PORT": str(self.app_port),
+                "LIVE_PORT": str(self.live_port),
                 "HTTPS_PORT": str(self.https_port),
             }
             | rows
@@ -203,6 +206,7 @@ class Stack:
         # Without docker-compose.override.yml: your services are not the proofs'.
         self.environ["COMPOSE_FILE"] = str(self.root / "docker-compose.yml")
         self.url = f"http://127.0.0.1:{self.http_port}"
+        self.live_url = f"http://127.0.0.1:{self.live_port}"
         if self.rows["TLS"] != "off":
             self.url = f"https://localhost:{self.https_port}"
 

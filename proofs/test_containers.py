@@ -17,7 +17,7 @@ from proofs.conftest import require_engine, started
 from proofs.stack import ROOT, Stack, until
 from proofs.test_proxy import assert_json_error
 
-SERVICES = ("nginx", "app", "locust", "locust-worker")
+SERVICES = ("nginx", "app", "live", "locust", "locust-worker")
 pytestmark = pytest.mark.xdist_group("compose")
 
 
@@ -84,7 +84,11 @@ def test_a_container_is_not_asked_every_half_minute_only(compose_stack: Stack, s
 
 
 def test_the_published_ports_answer(compose_stack: Stack) -> None:
-    for what, url in (("nginx", compose_stack.url), ("the web UI", f"http://127.0.0.1:{compose_stack.locust_port}")):
+    for what, url in (
+        ("nginx", compose_stack.url),
+        ("the web UI", f"http://127.0.0.1:{compose_stack.locust_port}"),
+        ("the live page", compose_stack.live_url),
+    ):
         try:
             status = httpx.get(url, timeout=30).status_code
         except httpx.TransportError as error:
@@ -92,7 +96,7 @@ def test_the_published_ports_answer(compose_stack: Stack) -> None:
         assert status == 200, f"{what} answers with status {status}"
 
 
-def test_only_nginx_and_the_web_ui_are_published(compose_stack: Stack) -> None:
+def test_only_nginx_the_web_ui_and_the_live_page_are_published(compose_stack: Stack) -> None:
     published = {}
     for service in SERVICES:
         (container,) = compose_stack.containers(service)
@@ -100,10 +104,17 @@ def test_only_nginx_and_the_web_ui_are_published(compose_stack: Stack) -> None:
         ports = found["NetworkSettings"]["Ports"]
         # In an internal network the engine gives none of them, and says nothing.
         asked = found["HostConfig"]["PortBindings"]
-        assert bool(asked) == (service in ("nginx", "locust")), f"{service} asks for these ports of the host: {asked}"
+        assert bool(asked) == (service in ("nginx", "live", "locust")), (
+            f"{service} asks for these ports of the host: {asked}"
+        )
         published[service] = sorted({f"{b['HostIp']}:{b['HostPort']}" for bound in ports.values() for b in bound or ()})
     assert [p.rpartition(":")[2] for p in published.pop("nginx")] == [str(compose_stack.http_port)] * 2
-    assert published == {"app": [], "locust": [f"127.0.0.1:{compose_stack.locust_port}"], "locust-worker": []}
+    assert published == {
+        "app": [],
+        "live": [f"127.0.0.1:{compose_stack.live_port}"],
+        "locust": [f"127.0.0.1:{compose_stack.locust_port}"],
+        "locust-worker": [],
+    }
 
 
 @pytest.mark.parametrize("service", ["locust", "locust-worker"])

@@ -93,6 +93,7 @@ def test_where_the_kernel_has_no_ipv6_nginx_does_not_ask_for_it(tmp_path: Path) 
     table = rows()
     settings, binary = read(StackSettings, GIVEN | table), native.nginx()
     values = native.environment(settings, table) | {"NGINX_RUN": str(tmp_path), "NGINX_ACCESS_LOG": f"{tmp_path}/log"}
+    values["NGINX_COUNTS"] = f"{tmp_path}/counts"
     values["NGINX_LISTEN"] = f"unix:{tmp_path}/socket"
     render(values, tmp_path, native.nginx_version(binary))
     configuration = tmp_path / "nginx.conf"

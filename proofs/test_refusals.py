@@ -166,7 +166,7 @@ def test_an_app_that_fails_to_import_shows_where(native: Stack, tmp_path: Path) 
     assert nothing_runs(native)
 
 
-@pytest.mark.parametrize("row", ["HTTP_PORT", "LOCUST_UI_PORT", "APP_PORT"])
+@pytest.mark.parametrize("row", ["HTTP_PORT", "LOCUST_UI_PORT", "LIVE_PORT", "APP_PORT"])
 def test_a_port_in_use_is_named(native: Stack, row: str) -> None:
     with socket.create_server(("127.0.0.1", int(native.rows[row]))):
         done = native.make("up")

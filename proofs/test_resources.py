@@ -17,7 +17,7 @@ from proofs.conftest import require_engine
 from proofs.stack import Stack, until
 from proofs.test_proxy import assert_json_error
 
-SERVICES = ("nginx", "app", "locust", "locust-worker")
+SERVICES = ("nginx", "app", "live", "locust", "locust-worker")
 LIMITED = ("nginx", "app", "locust")  # locust-worker is made after locust
 MEMORY_MB = {"nginx": 96, "app": 256, "locust": 150}
 PIDS = {"nginx": 20, "app": 200, "locust": 40}

@@ -211,6 +211,7 @@ def test_a_redirect_to_port_443_does_not_name_it(tmp_path: Path) -> None:
     table = rows() | stack.rows
     values = native.environment(read(StackSettings, GIVEN | table), table)
     values |= {"NGINX_RUN": str(tmp_path), "NGINX_ACCESS_LOG": f"{tmp_path}/log"}
+    values["NGINX_COUNTS"] = f"{tmp_path}/counts"
     values["NGINX_LISTEN_TLS"] = str(stack.https_port)
     render(values, tmp_path, native.nginx_version(native.nginx()))
     nginx = subprocess.Popen([native.nginx(), "-e", "stderr", "-c", f"{tmp_path}/nginx.conf", "-g", "daemon off;"])

@@ -18,7 +18,7 @@ from stack.settings import GIVEN, ROOT, StackSettings, app_variables, faults, pr
 
 BIN = Path(sys.executable).parent
 # The stack's own code; beside it in app/ is the user's, in their own style.
-CODE = ("app/demo", "app/server", "bench", "examples", "learn", "loadtest", "proofs", "renew", "stack", "tests")
+CODE = ("app/demo", "app/server", "bench", "examples", "learn", "live", "loadtest", "proofs", "renew", "stack", "tests")
 
 
 def check() -> int:
@@ -101,6 +101,8 @@ def _nginx(binary: str | None, settings: StackSettings, table: dict[str, str]) -
         values["NGINX_LISTEN_TLS"] = f"unix:{folder}/socket-tls"
         values["NGINX_LISTEN_TLS_IPV6"] = f"unix:{folder}/socket-tls-ipv6"
         values["NGINX_LISTEN_IPV6"] = f"unix:{folder}/socket-ipv6"
+        values["NGINX_LISTEN_STATUS"] = f"unix:{folder}/socket-status"
+        values["NGINX_COUNTS"] = f"{folder}/counts"
         values["HTTP3"] = "off"  # there is no such socket for UDP
         values["NGINX_LISTEN_INSIDE"] = f"unix:{folder}/socket-inside"
         values["NGINX_LISTEN_TLS_INSIDE"] = f"unix:{folder}/socket-tls-inside"

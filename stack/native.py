@@ -87,6 +87,11 @@ def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str
         "RENEW_PUBLISHED": str(certificate.folder(settings)),
         "RENEW_STATE": str(certificate.folder(settings) / "account"),
         "NGINX_ACCESS_LOG": str(run / "access.log"),
+        # nginx's counters, the port before that of the app's observer.
+        "NGINX_LISTEN_STATUS": f"127.0.0.1:{settings.app_port - 2}",
+        "NGINX_COUNTS": str(run / "counts.log"),
+        "LIVE_HOST": "127.0.0.1",
+        "LIVE_NGINX_STATUS": f"127.0.0.1:{settings.app_port - 2}",
         "UPSTREAM_HOST": GIVEN["APP_HOST"],
         "LOCUST_HOST": (
             f"http://127.0.0.1:{settings.http_port}"
@@ -105,6 +110,8 @@ def commands(settings: StackSettings) -> dict[str, str]:
     found = {
         "app": f"exec {BIN}/python -m app.server",
         "nginx": f"exec {nginx()} -e stderr -c {run}/nginx/nginx.conf -g '{user}daemon off;'",
+        # Started again when it ends: honcho would end the stack with it.
+        "live": f"exec {BIN}/python -m stack.again {BIN}/python -m live",
     }
     after = f"exec {BIN}/python -m stack.after http://127.0.0.1"
     if settings.tls == "acme":
@@ -166,6 +173,7 @@ def _check_ports(settings: StackSettings) -> None:
     if settings.locust == "on":
         wanted.append(("LOCUST_MASTER_PORT", settings.locust_master_port))
     wanted.append(("APP_PORT-1 (the observer)", settings.app_port - 1))
+    wanted.append(("APP_PORT-2 (nginx's counters)", settings.app_port - 2))
     wanted += [("APP_PORT", settings.app_port + i) for i in range(settings.listeners)]
     taken: dict[int, str] = {}
     for name, port in wanted:
@@ -217,7 +225,7 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
         if supervisor.poll() is not None:
             raise Failure("a process of the stack ended")
         workers = [f"{settings.app_port + slot}/readyz" for slot in range(settings.listeners)]
-        parts = [f"{settings.http_port}/nginx-health", *workers]
+        parts = [f"{settings.http_port}/nginx-health", f"{settings.live_port}/", *workers]
         if settings.locust == "on":
             parts.append(f"{settings.locust_ui_port}/")
         return all(answers(f"http://127.0.0.1:{part}") for part in parts)

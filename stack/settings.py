@@ -60,6 +60,7 @@ class StackSettings(MigrationSettings, Settings):
     http_port: Port
     ipv6: Literal["true", "false"]
     locust_ui_port: Port
+    live_port: Port
     locust: Literal["on", "off"]
     locust_master_port: Port
     https_port: Port
@@ -111,7 +112,7 @@ class StackSettings(MigrationSettings, Settings):
 
     def published(self) -> list[tuple[str, int]]:
         """The rows and numbers of the ports that the stack takes on this machine, in both ways of running."""
-        found = [("HTTP_PORT", self.http_port)]
+        found = [("HTTP_PORT", self.http_port), ("LIVE_PORT", self.live_port)]
         if self.locust == "on":
             found.append(("LOCUST_UI_PORT", self.locust_ui_port))
         if self.tls != "off":

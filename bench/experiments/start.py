@@ -66,9 +66,11 @@ def _stack(command: str) -> list[str]:
 @contextlib.contextmanager
 def _own_stack(way: str) -> Iterator[dict[str, str]]:
     """The environment of a stack of its own name and ports; whatever became of it is gone at the end."""
-    names = ("HTTP_PORT", "LOCUST_UI_PORT", "LOCUST_MASTER_PORT", "APP_PORT")  # the last has one for each worker
-    found = free_ports(len(names) - 1 + checked()[0].workers)
-    ports = {name: str(port) for name, port in zip(names, found, strict=False)}
+    names = ("HTTP_PORT", "LOCUST_UI_PORT", "LOCUST_MASTER_PORT", "LIVE_PORT")
+    workers = checked()[0].workers
+    # The last have one for each worker, after those of nginx's counters and the observer.
+    found = free_ports(len(names) + 2 + workers)
+    ports = {name: str(port) for name, port in zip(names, found, strict=False)} | {"APP_PORT": str(found[-workers])}
     environ = os.environ | ports | {"WAY": way, "COMPOSE_PROJECT_NAME": f"bench-{os.getpid()}-start"}
     try:
         yield environ

@@ -560,7 +560,7 @@ SETTINGS: list[Setting | Unproven] = [
         "the web UI's, from the other service",
         "removed",
         without("    ports: []"),
-        [f"{CONTAINERS}test_only_nginx_and_the_web_ui_are_published"],
+        [f"{CONTAINERS}test_only_nginx_the_web_ui_and_the_live_page_are_published"],
     ),
     Setting(
         named("services.locust-worker.networks.load"),

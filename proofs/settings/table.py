@@ -10,6 +10,7 @@ from proofs.settings import (
     balancers,
     compose,
     http3,
+    live,
     nginx,
     rows,
     servers,
@@ -19,7 +20,7 @@ from proofs.settings import (
 
 TABLE: list[Setting | Unproven] = [
     setting
-    for part in (nginx, servers, balancers, tls, http3, upstream, admission, app, compose, rows)
+    for part in (nginx, servers, balancers, tls, http3, upstream, admission, app, compose, live, rows)
     for setting in part.SETTINGS
 ]
 

@@ -1,0 +1,196 @@
+"""What is going on, put together from all sources: for the page four times a second, for /metrics when asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+from live.counts import CAUSES, RESULTS, Counts
+from live.exposition import Families
+from live.settings import Settings
+from live.sources import Nginx, Replicas
+
+TICK = 0.25
+# While nobody watches, the log alone is read: what was read takes no room.
+IDLE_TICK = 1.0
+# Pages that may be open at a time.
+WATCHERS = 32
+
+
+class Watch:
+    """Looks as often as somebody watches."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.nginx = Nginx(*settings.nginx_status)
+        self.counts = Counts(settings.counts, settings.objectives)
+        self._wanted = threading.Event()
+        self.replicas = Replicas(settings.app_host, settings.observer_port, self._wanted)
+        self.watchers = 0
+        self._tick = 0
+        self._said_lost = 0
+        self._snapshot = b"{}"
+        self._changed = threading.Condition()
+        self._looking = threading.Lock()
+
+    def run(self) -> None:
+        """Look on, for ever."""
+        found = 0.0
+        while True:
+            begun = time.monotonic()
+            with self._changed:
+                if not self.watchers:
+                    self._wanted.clear()
+                    self._changed.wait(IDLE_TICK)
+            watched = self._wanted.is_set()
+            if watched and begun - found > 1:
+                # In a thread of its own: a resolver may take its time.
+                threading.Thread(target=self.replicas.find, daemon=True).start()
+                found = begun
+            self.look(always=watched)
+            if watched:
+                self._publish()
+                time.sleep(max(0.02, TICK - (time.monotonic() - begun)))
+
+    def look(self, always: bool = True) -> None:
+        """Ask nginx, and read its log; not `always`: only where there is something to read."""
+        with self._looking:
+            now = time.monotonic()
+            if not always and not self.counts.waiting():
+                return  # nobody watches, and nothing was asked of nginx
+            self.nginx.ask()
+            counters = self.nginx.counters
+            while self.counts.read(now, counters["requests"] if counters else None) > 1000:
+                pass
+        if self.counts.lost > self._said_lost:
+            print(f"the space for nginx's counts was full: {self.counts.lost - self._said_lost} lines were lost, "
+                  "no request was", flush=True)  # fmt: skip
+            self._said_lost = self.counts.lost
+
+    # --- the page -------------------------------------------------------------------------------------------
+
+    def join(self) -> bool:
+        """One watcher more; False where there are as many as may be."""
+        with self._changed:
+            if self.watchers >= WATCHERS:
+                return False
+            self.watchers += 1
+            self._wanted.set()
+            self._changed.notify_all()
+            return True
+
+    def leave(self) -> None:
+        """One watcher less."""
+        with self._changed:
+            self.watchers -= 1
+
+    def next(self, tick: int) -> tuple[int, bytes]:
+        """The first snapshot after `tick`, with its own tick; waits for it. A slow watcher misses some."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._tick > tick, timeout=5)
+            return self._tick, self._snapshot
+
+    def _publish(self) -> None:
+        now = time.monotonic()
+        counts = self.counts
+        with counts.lock:
+            answers: dict[str, int] = {}
+            for (status, cause, _), count in counts.responses.items():
+                key = f"app {status // 100}xx" if cause == "app" else cause
+                answers[key] = answers.get(key, 0) + count
+            groups = dict(counts.groups)
+            history = list(counts.history)
+        snapshot = {
+            "now": round(now, 3),
+            "nginx": self.nginx.counters,
+            "answers": answers,
+            "groups": groups,
+            "percentiles": counts.percentiles(),
+            "last": history[-1] if history else None,
+            "lost": counts.lost,
+            "replicas": [
+                {"number": replica.number, "age": round(now - replica.answered, 2), **(replica.state or {})}
+                for replica in self.replicas.found
+            ],
+        }
+        with self._changed:
+            self._tick += 1
+            self._snapshot = json.dumps(snapshot, separators=(",", ":")).encode()
+            self._changed.notify_all()
+
+    def history(self) -> bytes:
+        """The last seconds, for a page that has just been opened."""
+        with self.counts.lock:
+            return json.dumps(list(self.counts.history), separators=(",", ":")).encode()
+
+    # --- /metrics -------------------------------------------------------------------------------------------
+
+    def exposition(self) -> str:
+        """nginx's metrics and those of every replica that answers; it takes at most about a second."""
+        finder = threading.Thread(target=self.replicas.find, daemon=True)
+        finder.start()
+        self.look()
+        finder.join(0.3)
+        answers = self.replicas.metrics()
+        families = Families()
+        families.add("nginx_up", "gauge", "Whether nginx answers.", [({}, float(self.nginx.counters is not None))])
+        for name, kind, key, text in _NGINX:
+            if self.nginx.counters:
+                families.add(name, kind, text, [({}, self.nginx.counters[key])])
+        self._counts_to(families)
+        up = [({"replica": address}, float(said is not None)) for address, said in answers.items()]
+        families.add("live_replica_up", "gauge", "Whether a replica's observer answers.", up)
+        families.add("live_watchers", "gauge", "Pages that are open.", [({}, self.watchers)])
+        for address, said in answers.items():
+            families.merge(said or "", address)
+        return families.text()
+
+    def _counts_to(self, families: Families) -> None:
+        counts = self.counts
+        with counts.lock:
+            responses, tries = counts.responses.copy(), counts.tries.copy()
+            buckets, total, lost = list(counts.buckets), counts.sum, counts.lost
+        for cause in CAUSES:  # from 0 on: increase() does not see the first of a series
+            if not any(each == cause for _, each, _ in responses):
+                responses[_STATUS_OF.get(cause, 200), cause, ""] = 0
+        for address in {address for address, _ in tries}:
+            for result in RESULTS:
+                tries.setdefault((address, result), 0)
+        families.add(
+            "nginx_http_responses_total", "counter", "Answers by status and by who caused it.",
+            [({"status": f"{status:03}", "cause": cause} | self._worker(address), count)
+             for (status, cause, address), count in sorted(responses.items())],
+        )  # fmt: skip
+        families.add(
+            "nginx_upstream_tries_total", "counter", "Requests that were given to a worker, by what came of it.",
+            [(self._worker(address) | {"result": result}, count)
+             for (address, result), count in sorted(tries.items())],
+        )  # fmt: skip
+        families.add_histogram(
+            "nginx_request_duration_seconds", "Time from a request's first byte to the last of its answer, of those "
+            "that a worker was asked for; without streams.", counts.bounds, buckets, total,
+        )  # fmt: skip
+        families.add("nginx_log_lines_lost_total", "counter", "Requests that are missing above: the space for the "
+                     "log was full.", [({}, lost)])  # fmt: skip
+
+    def _worker(self, address: str) -> dict[str, str]:
+        """The labels of the worker that listens at this address; of none where there is no address."""
+        host, _, port = address.rpartition(":")
+        slot = str(int(port) - self.settings.app_port) if port.isdigit() and not self.settings.shared else ""
+        return {"replica": host, "worker": slot}
+
+
+# nginx-prometheus-exporter's names.
+_NGINX = (
+    ("nginx_connections_accepted", "counter", "accepted", "Accepted client connections."),
+    ("nginx_connections_handled", "counter", "handled", "Handled client connections: less than accepted where the "
+     "table was full."),
+    ("nginx_connections_active", "gauge", "active", "Client connections that are open."),
+    ("nginx_connections_reading", "gauge", "reading", "Connections whose request's header nginx reads."),
+    ("nginx_connections_writing", "gauge", "writing", "Connections with a request that has no whole answer yet."),
+    ("nginx_connections_waiting", "gauge", "waiting", "Idle client connections that are kept open."),
+    ("nginx_http_requests_total", "counter", "requests", "Requests that have begun."),
+)  # fmt: skip
+_STATUS_OF = {"full": 503, "client_limit": 429, "silent": 504, "lost": 502, "down": 503, "client_left": 499,
+              "host": 421, "too_large": 413, "bad_request": 400}  # fmt: skip
