@@ -272,4 +272,3 @@ def test_locust_nginx_and_the_page_name_the_same_percentiles(chromium: str) -> N
             assert locust in page, f"p{share}: the page {page}, Locust {locust}"
     finally:
         stack.down()
-

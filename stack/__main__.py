@@ -54,8 +54,9 @@ def run(command: str) -> int:
         say(f"{name}: {reason}")
         start = time.monotonic()
         module.up(settings, table)
+        live = f"http://localhost:{settings.live_port}/ (live)"
         locust = f", http://localhost:{settings.locust_ui_port}/ (Locust)" if settings.locust == "on" else ""
-        say(f"up after {time.monotonic() - start:.1f} s: {settings.url()}/ (nginx){locust}")
+        say(f"up after {time.monotonic() - start:.1f} s: {settings.url()}/ (nginx), {live}{locust}")
     elif command == "down":
         module.down(settings)
     elif command == "trace":

@@ -238,7 +238,7 @@ def faults(settings: StackSettings) -> list[str]:
         )
     if settings.tls == "acme":
         found += _acme_faults(settings)
-    for row in ("http_port", "locust_ui_port"):
+    for row in ("http_port", "live_port", "locust_ui_port"):
         if settings.tls != "off" and settings.https_port == getattr(settings, row):
             found.append(
                 f"HTTPS_PORT={settings.https_port} is {row.upper()} too; each needs a port of its own: change one"
