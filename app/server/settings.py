@@ -45,7 +45,7 @@ class Settings(BaseModel):
     slow_request_ms: Milliseconds
 
     app_host: str
-    app_port: Annotated[int, Field(ge=2, le=65535)]  # the observer has the one before
+    app_port: Annotated[int, Field(ge=3, le=65535)]  # the two before are the observer's and nginx's counters'
     listen_backlog: Annotated[int, Field(ge=1, le=65535)]
     trusted_proxies: str
 
