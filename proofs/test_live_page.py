@@ -20,6 +20,7 @@ from proofs.conftest import require_engine, started
 from proofs.stack import DEADLINE, ROOT, Stack, until
 from proofs.test_live import scrape
 
+expect.set_options(timeout=DEADLINE * 1000)
 PHONE = {"width": 375, "height": 812}
 # Remembers each text that an element has had, so that none is missed between two looks.
 RECORDER = """(selector) => {
@@ -39,7 +40,7 @@ def watched(stack: Stack, chromium: str, **options: Any) -> Iterator[Page]:
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.reload()
-        expect(page.locator("#headline")).to_contain_text("worker", timeout=DEADLINE * 1000)
+        expect(page.locator("#headline")).to_contain_text("worker")
         yield page
     assert complaints == []
     assert asked
@@ -96,7 +97,7 @@ def test_a_blocked_worker_is_red_within_two_seconds_and_counts_its_silence(nativ
 
 def test_a_reload_grows_a_second_generation_beside_the_first(native_stack: Stack, chromium: str) -> None:
     stack = native_stack
-    with watched(stack, chromium) as page, load(stack, "/items"):
+    with watched(stack, chromium) as page, load(stack, "/work/io?ms=900"):
         page.evaluate(RECORDER, ".generation, .lane .state")
         before = page.locator(".generation").inner_text()
         assert stack.make("reload").returncode == 0
@@ -145,6 +146,7 @@ def test_the_keyboard_opens_what_a_part_is_and_closes_it(native_stack: Stack, ch
             page.keyboard.press("Enter")
         expect(opening.value.locator("body")).to_contain_text("# Architecture")
         opening.value.close()
+        page.bring_to_front()
         page.keyboard.press("Escape")
         expect(page.locator("#card")).to_be_hidden()
         expect(page.locator(".part[data-part=nginx]")).to_be_focused()
@@ -162,7 +164,7 @@ def test_nobody_is_asked_while_the_page_is_in_the_background(native_stack: Stack
         until("nobody watches", lambda: watchers() == 0)
 
 
-PLACES, IDLE_SECONDS = 4, 2
+PLACES, IDLE_SECONDS = 4, 3
 
 
 @pytest.fixture(scope="module")

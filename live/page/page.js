@@ -40,6 +40,8 @@ document.addEventListener("visibilitychange", () => {
 });
 
 function take(now) {
+  // nginx counts an idle connection as waiting only after CLIENT_KEEPALIVE_MIN_SECONDS.
+  if (now.nginx) now.nginx.waiting = Math.max(0, now.nginx.active - now.nginx.reading - now.nginx.writing);
   if (recent.length && now.now < recent.at(-1).now) recent = []; // the service was started again
   while (recent.length > 1 && now.now - recent[1].now >= 1) recent.shift();
   const before = recent[0] ?? now;
@@ -64,7 +66,9 @@ function take(now) {
 }
 
 const key = (replica, worker) => `${replica.number}/${worker.slot}/${worker.generation}`;
-export const isSilent = (worker) => worker.silence_seconds >= 1 && worker.state !== "starting";
+// One that leaves ends its event loop a moment before its process.
+const SILENT_SECONDS = { starting: Infinity, draining: 3, finishing: 3 };
+export const isSilent = (worker) => worker.silence_seconds >= (SILENT_SECONDS[worker.state] ?? 1);
 
 // --- drawing ------------------------------------------------------------------------------------------------
 
@@ -255,6 +259,7 @@ function drawTable({ now, workers, rates }) {
 const card = byId("card");
 let owner = null; // the element whose card is shown
 let pinned = false;
+let quiet = false;
 let timer = 0;
 
 function open(element, pin) {
@@ -286,7 +291,9 @@ function close() {
   card.hidden = true;
   owner = null;
   pinned = false;
+  quiet = true; // the focus that goes back opens nothing
   back?.focus?.();
+  quiet = false;
 }
 
 const partOf = (event) => event.target.closest?.("[data-part]");
@@ -298,6 +305,7 @@ document.addEventListener("pointerover", (event) => {
   else if (!element && owner && !card.contains(event.target)) timer = setTimeout(close, 250);
 });
 document.addEventListener("focusin", (event) => {
+  if (quiet) return;
   if (!pinned && partOf(event)?.matches(":focus-visible")) open(partOf(event), false);
   else if (owner && !card.contains(event.target) && !partOf(event)) close();
 });
