@@ -43,10 +43,12 @@ INFANCY_SECONDS = 1.0  # as in app/server/arbiter.py
 class Server:
     """A master with its workers, and nothing before them."""
 
-    def __init__(self, folder: Path, *, root: Path = ROOT, before: Sequence[str] = (), **own: str) -> None:
+    def __init__(
+        self, folder: Path, *, root: Path = ROOT, before: Sequence[str] = (), ports: int = 4, **own: str
+    ) -> None:
         """`before` is what the command begins with; `folder` is RUN_DIR, and its modules can be imported."""
         self.folder = self.run_dir = folder
-        self.rows = GIVEN | rows() | SMALL_BUDGET | FAULTY | {"APP_PORT": str(free_ports(5) + 1)} | own
+        self.rows = GIVEN | rows() | SMALL_BUDGET | FAULTY | {"APP_PORT": str(free_ports(ports + 1) + 1)} | own
         self.environ = os.environ | self.rows | {"RUN_DIR": str(folder), "DATA_DIR": str(folder)}
         self.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
         self.root, self.port = root, int(self.rows["APP_PORT"])

@@ -10,15 +10,16 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from proofs.stack import alive, until
+from proofs.settings.symptoms import SYMPTOMS
+from proofs.stack import Stack, alive, until
 from proofs.test_faults import Server, serving
 from proofs.test_worker import raw_get, send_get
 
@@ -94,25 +95,28 @@ def test_while_every_worker_is_blocked_the_observer_names_the_silent_ones(observ
         until("workers that move", lambda: max(w["silence_seconds"] for w in observed.state()["workers"]) < 1)
 
 
-def test_the_accept_queue_and_its_limit_are_those_of_the_kernel(observed: Observed) -> None:
-    """A blocked worker accepts nobody: 7 wait, as `ss` says too."""
-    observed.until_ready()
-    with ExitStack() as opened:
-        send_get(opened.enter_context(observed.connect(1)), "/block?3000")
-        until("a blocked worker", lambda: observed.state()["workers"][1]["silence_seconds"] > 0.5)
-        for _ in range(7):
-            opened.enter_context(observed.connect(1))
-        found = observed.series()
-        listed = subprocess.check_output(["ss", "-Hltn", f"sport = :{observed.port + 1}"], text=True).split()
-        assert listed[1] == "7", listed
-        assert found['app_worker_accept_queue{worker="1"}'] == 7
-        assert found['app_worker_accept_queue_max{worker="1"}'] == 7
-        assert (
-            found['app_worker_accept_queue_limit{worker="1"}'] == int(listed[2]) == int(observed.rows["LISTEN_BACKLOG"])
-        )
-        assert found['app_worker_accept_queue{worker="0"}'] == 0
-    until("an empty queue", lambda: observed.sum("app_worker_accept_queue") == 0)
-    assert observed.series()['app_worker_accept_queue_max{worker="1"}'] == 7
+def test_the_accept_queue_its_limit_and_its_overflow_are_those_of_the_kernel(tmp_path: Path) -> None:
+    """A blocked worker accepts nobody: of 9 that come 6 wait in a queue for 5, and 3 are dropped, as `ss` says too."""
+    with serving(Observed(tmp_path, LISTEN_BACKLOG="5")) as server, ExitStack() as opened:
+        until("an answer of the observer", lambda: answers(server))
+        send_get(opened.enter_context(server.connect(1)), "/block?4000")
+        until("a blocked worker", lambda: server.state()["workers"][1]["silence_seconds"] > 0.5)
+        for _ in range(9):
+            client = opened.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", server.port + 1))
+        listed = subprocess.check_output(["ss", "-Hltnm", f"sport = :{server.port + 1}"], text=True)
+        _, waiting, limit, *_ = listed.split()
+        (dropped,) = re.findall(r",d(\d+)\)", listed)
+        found = server.series()
+        assert found['app_worker_accept_queue{worker="1"}'] == int(waiting) == 6
+        assert found['app_worker_accept_queue_max{worker="1"}'] == 6
+        assert found['app_worker_accept_queue_limit{worker="1"}'] == int(limit) == 5
+        assert found['app_listen_overflows_total{worker="1"}'] >= int(dropped) >= 3  # they ask again by themselves
+        assert found['app_worker_accept_queue{worker="0"}'] == found['app_listen_overflows_total{worker="0"}'] == 0
+        until("an empty queue", lambda: server.sum("app_worker_accept_queue") == 0)
+        assert server.series()['app_worker_accept_queue_max{worker="1"}'] == 6
+        assert server.state()["workers"][1]["queue_limit"] == 5
 
 
 def test_counts_are_what_was_sent_through_reload_recycling_and_kill(observed: Observed) -> None:
@@ -232,3 +236,182 @@ def test_bad_requests_and_silent_clients_are_harmless(observed: Observed) -> Non
         with observed.connect(-1) as kept:
             assert raw_get(kept, "/state").startswith("HTTP/1.1 200 OK")
             assert raw_get(kept, "/state").startswith("HTTP/1.1 200 OK")
+
+
+ROUTES_APP = """
+async def app(scope, receive, send):
+    path = scope["path"]
+    scope["route"] = type("Route", (), {"path": f"/route-{int(path.rpartition('-')[2]) % 200}/{{key}}"})
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+"""
+
+
+def test_a_scrape_of_8_workers_with_200_routes_needs_no_event_loop(tmp_path: Path) -> None:
+    """All workers are stopped as by a debugger: none could say a word."""
+    (tmp_path / "routes.py").write_text(ROUTES_APP)
+    rows = {"WORKERS": "8", "APP_MAX_REQUESTS_IN_FLIGHT": "10", "NGINX_MAX_REQUESTS_IN_FLIGHT": "1000"}
+    rows |= {"CLIENT_MAX_REQUESTS_IN_FLIGHT": "999", "PROXY_CONNECT_TIMEOUT_MS": "100"}
+    server = Observed(tmp_path, ports=10, APP_MODULE="routes:app", **rows)
+    with serving(server):
+        pids = server.until_ready()
+        for slot in range(8):
+            with server.client(slot) as client:
+                for number in range(200):
+                    client.get(f"/path-{number}")
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            found = server.series()
+            until("8 silent workers", lambda: min(w["silence_seconds"] for w in server.state()["workers"]) > 1)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+    for name in ("http_requests_total{method=", "http_request_duration_seconds_count{route="):
+        assert [value for series, value in found.items() if series.startswith(name)] == [8] * 200
+
+
+@pytest.mark.parametrize("objective", ["SLO_P50_MS", "SLO_P95_MS", "SLO_P99_MS"])
+def test_each_objective_is_a_bucket(observed: Observed, objective: str) -> None:
+    with observed.client() as client:
+        client.get("/")
+    seconds = int(observed.rows[objective]) / 1000
+    assert f'http_request_duration_seconds_bucket{{route="",le="{seconds:g}"}}' in observed.series()
+
+
+def test_after_a_deploy_each_new_replica_counts_what_it_answered(compose_stack: Stack) -> None:
+    """The old ones' counts end with them, as their containers do; none of the new ones begins with another's."""
+    done = compose_stack.make("deploy")
+    assert done.returncode == 0, done.stderr
+    with compose_stack.client() as client:
+        statuses = [client.get("/").status_code for _ in range(40)]
+    assert statuses == [200] * 40
+    counted = {}
+    for container in compose_stack.containers("app"):
+        counted[container] = compose_stack.metric("http_requests_total", 'route="/"', container=container)
+        assert compose_stack.metric("http_requests_in_flight", container=container) == 0
+        assert compose_stack.metric("app_workers", '"ready"', container=container) == 2
+    assert sum(counted.values()) == 40, counted
+
+
+# --- symptoms -------------------------------------------------------------------------------------------------
+
+SYMPTOMS_APP = """
+import asyncio, time
+from starlette.concurrency import run_in_threadpool
+
+held = []
+
+async def app(scope, receive, send):
+    path, number = scope["path"], int(scope["query_string"] or 0)
+    if path == "/wait":
+        await asyncio.sleep(number)
+    elif path == "/block":
+        time.sleep(number)
+    elif path == "/thread":
+        await run_in_threadpool(time.sleep, number)
+    elif path == "/raise":
+        raise OSError("sorry, too many clients already")
+    elif path == "/leak":
+        held.append(b"x" * (number << 20))
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    if path in ("/stall", "/slow"):
+        await send({"type": "http.response.body", "body": b"part", "more_body": True})
+        while path == "/slow" or number:
+            await send({"type": "http.response.body", "body": b"part" * (path == "/slow"), "more_body": True})
+            await asyncio.sleep(0.2 if path == "/slow" else number)
+    await send({"type": "http.response.body", "body": b"end"})
+"""
+# What says why something happened. None of these changes without a symptom.
+CAUSES = (
+    "http_requests_cut_total",
+    "app_worker_exits_total",
+    "app_drain_cut_requests_total",
+    "app_listen_overflows_total",
+    "app_reloads_total",
+)
+
+
+@pytest.fixture(scope="module")
+def ailing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    folder = tmp_path_factory.mktemp("ailing")
+    (folder / "ailing.py").write_text(SYMPTOMS_APP)
+    rows = {"REPLACED_WORKER_SECONDS": "4", "UVICORN_GRACEFUL_SECONDS": "4", "WORKER_TIMEOUT_SECONDS": "5"}
+    rows |= {"REQUEST_DEADLINE_SECONDS": "3"}
+    server = Observed(folder, APP_MODULE="ailing:app", LONGEST_BLOCK_SECONDS="1", **rows)
+    with serving(server):
+        until("an answer of the observer", lambda: answers(server))
+        yield server
+
+
+def ask(server: Observed, path: str) -> None:
+    """A request whose answer may never come, or not to its end."""
+    with suppress(httpx.HTTPError), server.client() as client:
+        client.get(path)
+
+
+def killed_for_silence(server: Observed) -> None:
+    first = server.until_ready()[0]
+    ask(server, "/block?60")
+    until("a new worker", lambda: first not in (pids := server.until_ready()) and pids)
+
+
+def over_its_memory(server: Observed) -> None:
+    for path in ("/leak?200", ""):
+        first = server.until_ready()[0]
+        if path:
+            ask(server, path)
+        else:
+            server.kill(first)
+        until("a new worker", lambda first=first: first not in (pids := server.until_ready()) and pids)
+    until("the old ones' end", lambda: len(server.state()["workers"]) == 2)
+
+
+def cut_by_a_drain(server: Observed) -> None:
+    with server.connect() as client:
+        send_get(client, "/slow")
+        until("the answer's beginning", lambda: client.recv(100))
+        os.kill(server.until_ready()[0], signal.SIGTERM)
+        until("it is cut", lambda: not client.recv(65536), seconds=30)
+    until("the old one's end", lambda: len(server.state()["workers"]) == 2 and len(server.until_ready()) == 2)
+
+
+@pytest.mark.parametrize(
+    ("seen", "happen", "besides"),
+    [
+        ("504 with the app's own line", lambda server: ask(server, "/wait?60"), ()),
+        ("an answer ends in its middle", lambda server: ask(server, "/stall?60"), ()),
+        ("the database says", lambda server: ask(server, "/raise"), ()),
+        ("502, and the app's log has WORKER TIMEOUT", killed_for_silence, ()),
+        ("exit status 137 in the middle", over_its_memory, ()),
+        # That the worker was told to go is no part of the symptom.
+        ("a long download", cut_by_a_drain, ('app_worker_exits_total{reason="signal"}',)),
+    ],
+)
+def test_what_happens_changes_those_series_that_its_symptom_names(
+    ailing: Observed, seen: str, happen: Callable[[Observed], None], besides: tuple[str, ...]
+) -> None:
+    (symptom,) = [symptom for symptom in SYMPTOMS if symptom.seen.startswith(seen)]
+    ailing.until_ready()
+    before = ailing.series()
+    happen(ailing)
+    after = ailing.series()
+    changed = {series for series in after if series.startswith(CAUSES) and after[series] != before.get(series, 0)}
+    assert changed == {name for name in symptom.metrics if name.startswith(CAUSES)} | set(besides)
+
+
+def test_a_full_thread_pool_is_seen(ailing: Observed) -> None:
+    before = ailing.series()
+    with ExitStack() as opened:
+        for _ in range(43):
+            send_get(opened.enter_context(ailing.connect()), "/thread?1")
+        until(
+            "40 busy threads and 3 calls that wait",
+            lambda: (
+                ailing.state()["workers"][0]["threads"] == {"busy": 40, "limit": 40, "waiting": 3}
+                and ailing.series()['app_worker_threads_waiting{worker="0"}'] == 3
+            ),
+        )
+        until("none in flight", lambda: ailing.sum("http_requests_in_flight") == 0)
+    after = ailing.series()
+    assert not {series for series in after if series.startswith(CAUSES) and after[series] != before[series]}

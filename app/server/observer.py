@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socketserver
 import sys
 import threading
@@ -95,11 +96,13 @@ class Process:
 
     def __init__(self, board: Board) -> None:
         pid = int(board.get("pid"))
-        self.alive, self.cpu_seconds, self.memory_bytes, self.descriptors = False, 0.0, 0, 0
+        self.alive, self.cpu_seconds, self.memory_bytes = False, 0.0, 0
+        self.descriptors, self.descriptors_limit = 0, 0
         with suppress(OSError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             self.alive = bool(pid) and float(fields[19]) == board.get("started") and fields[0] != "Z"
             if self.alive:
+                self.descriptors_limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
                 self.cpu_seconds = (int(fields[11]) + int(fields[12])) / TICKS
                 self.memory_bytes = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
                 self.descriptors = len(os.listdir(f"/proc/{pid}/fd"))
@@ -187,7 +190,7 @@ class Observer:
             "memory_bytes": process.memory_bytes,
             "cpu_seconds": process.cpu_seconds,
             "descriptors": process.descriptors,
-            "descriptors_limit": int(board.get("descriptors limit")),
+            "descriptors_limit": process.descriptors_limit,
             "requests": int(answered(board) - board.get("answered before")),
         }
 

@@ -32,11 +32,11 @@ NGINX_PROCESS = 8 * MIB
 NGINX_FILES = 4 * MIB
 # The kernel takes a whole packet while there is room for a byte.
 PACKET = 64 * KIB
-# Gunicorn's master, the workers' counters in /dev/shm, and a health check.
+# Gunicorn's master, its observer, their boards in /dev/shm, and a health check.
 MASTER = 48 * MIB
 # A worker's pool of threads for `def` handlers, its event loop, and what its libraries start.
 WORKER_THREADS = 48
-# The master, health checks, and whoever looks into the container.
+# The master, its observer with a thread for each of its clients, health checks, and whoever looks into the container.
 OTHER_PROCESSES = 16
 # PostgreSQL keeps 3 for its superuser; a migration has one, and a person who looks.
 OTHER_CONNECTIONS = 5

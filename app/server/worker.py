@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import signal
 import time
 from collections.abc import Sequence
@@ -70,7 +69,6 @@ class Worker(UvicornWorker):  # type: ignore[misc]
             thing.close()
         os.register_at_fork(after_in_child=self._let_go_in_child)
         metrics.use(self.board)
-        self.board.put(resource.getrlimit(resource.RLIMIT_NOFILE)[0], "descriptors limit")
         self.board.put(float(status.started(os.getpid()) or 0), "started")
         self.board.put(os.getpid(), "pid")
         try:

@@ -360,7 +360,7 @@ SETTINGS: list[Setting | Unproven] = [
     ),
     Setting(
         named("services.app.tmpfs"),
-        "What the app may write to: the metrics of its workers, the state of its master.",
+        "What the app may write to, and the state of its master.",
         "none",
         "removed",
         in_place_of(

@@ -137,7 +137,6 @@ SYMPTOMS = [
         "the client left before the answer: its own timeout is shorter than the stack's",
         [".env: REQUEST_DEADLINE_SECONDS", "proxy.conf: proxy_read_timeout"],
         [PROXY + "test_a_client_that_leaves_before_its_answer_is_a_499"],
-        ['http_requests_total{status="499"}'],
     ),
     Symptom(
         "429",

@@ -98,6 +98,8 @@ SOURCES: list[tuple[str, Any, str]] = [
     ("worker.py", Worker.init_process, "util.close_on_exec(s)"),  # what an application starts holds no port
     ("arbiter.py", Arbiter.murder_workers, "time.monotonic() - worker.tmp.last_update()"),
     ("server.py", WorkerTmp.notify, "time.monotonic()"),
+    ("account.py", Arbiter.murder_workers, "worker.aborted = True"),
+    ("account.py", Arbiter.reap_workers, "worker is None"),  # the observer is no worker
 ]
 
 BOUNDED = {"anyio", "gunicorn", "uvicorn", "uvicorn-worker", "uvloop"}
