@@ -35,6 +35,7 @@ from bench.experiments import (
     sync,
     tiers,
     tls,
+    watched,
     workers,
 )
 from bench.harness import Progress, Result
@@ -60,9 +61,10 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "workers": workers,
     "keepalive": keepalive,
     "start": start,
+    "watched": watched,
 }
 # What `make bench` runs: those with goals.
-BENCH = ("shell", "proxy", "tls", "lifecycle", "balance", "burst", "overload", "download", "start")
+BENCH = ("shell", "proxy", "tls", "lifecycle", "balance", "burst", "overload", "download", "start", "watched")
 REPORTS = ROOT / "reports/bench"
 PAGE = ROOT / "reports/lab/index.html"
 DOCS = ROOT / "docs/measurements.md"

@@ -157,19 +157,19 @@ class Bench:
             "MAX_REQUESTS_JITTER": "0",
         }
         table = rows() | usual | changed | SPACE
-        ports = free_ports(read(StackSettings, GIVEN | table).workers + 3)  # each worker may have one
-        # The port before the app's is its observer's.
-        table |= {"HTTP_PORT": str(ports[0]), "APP_PORT": str(ports[3])}
+        ports = free_ports(read(StackSettings, GIVEN | table).workers + 5)  # each worker may have one
+        # The two ports before the app's are those of nginx's counters and the observer.
+        table |= {"HTTP_PORT": str(ports[0]), "LIVE_PORT": str(ports[2]), "APP_PORT": str(ports[5])}
         with self._named():
             self._settings = read(StackSettings, GIVEN | table)
             self._commands = native.commands(self._settings)
             self.folder = native.folder()
             self.environ = app_variables(table) | native.environment(self._settings, table)
         self.environ |= _listens(ports[0])
-        self.app_url = f"http://127.0.0.1:{ports[3]}"
+        self.app_url = f"http://127.0.0.1:{ports[5]}"
         self.url = f"http://127.0.0.1:{ports[0]}"
         self.http_port = ports[0]
-        self.app_port = ports[3]
+        self.app_port = ports[5]
         self._other_port = ports[1]
 
     def _process(self, command: str, log: str, ready: Callable[[], bool]) -> contextlib.AbstractContextManager[int]:
@@ -227,6 +227,16 @@ class Bench:
         """nginx with the stack's configuration. It is ready without the app's help."""
         render(self.environ, self.folder / "nginx", native.nginx_version(native.nginx()))
         with self._process(self._commands["nginx"], "nginx.log", lambda: answers(f"{self.url}/nginx-health")) as pid:
+            yield pid
+
+    @property
+    def live_url(self) -> str:
+        return f"http://127.0.0.1:{self.environ['LIVE_PORT']}"
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[int]:
+        """The live service, which reads what nginx() and the observers say."""
+        with self._process(self._commands["live"], "live.log", lambda: answers(f"{self.live_url}/")) as pid:
             yield pid
 
     @contextlib.contextmanager

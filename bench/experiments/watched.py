@@ -1,0 +1,120 @@
+"""What the observer and the live service take, while a page watches and Prometheus scrapes."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bench import cpu, memory, target
+from bench.harness import Comparison, Progress, Result
+from bench.processes import Bench, CannotRun
+from bench.ratios import Figures, Goal
+
+QUESTION = (
+    "What do the observer and the live service take while a page watches, all metrics are scraped each second, and 100 "
+    "requests come in a second?"
+)
+ROUNDS = 5
+ROUND_SECONDS = 6.0
+REQUESTS_IN_A_SECOND = 100
+GOALS = {"MB": Goal("at most", 40), "CPU": Goal("at most", 2)}
+
+
+def seconds() -> float:
+    return ROUNDS * ROUND_SECONDS + 10
+
+
+def run(progress: Progress) -> Result:
+    result = Result()
+    with ExitStack() as stack:
+        progress.step("starting app, nginx and the live service")
+        bench = Bench("watched")
+        stack.enter_context(bench.own_folder())
+        observer = _observer(stack.enter_context(bench.app()))
+        stack.enter_context(bench.nginx())
+        live = stack.enter_context(bench.live())
+        for repeated in (_load(bench), _scrape(bench), _watch(bench)):
+            stack.enter_context(_repeating(repeated))
+        time.sleep(2)  # until each has begun
+        held, used = [], []
+        for number in range(ROUNDS):
+            progress.step(f"round {number + 1} of {ROUNDS}")
+            before, begun = [cpu.tree_seconds(pid) for pid in (observer, live)], time.monotonic()
+            time.sleep(ROUND_SECONDS)
+            took = time.monotonic() - begun
+            shares = [
+                100 * (cpu.tree_seconds(pid) - was) / took for pid, was in zip((observer, live), before, strict=True)
+            ]
+            megabytes = [memory.tree_bytes(pid) / 1e6 for pid in (observer, live)]
+            held.append(sum(megabytes))
+            used.append(sum(shares))
+            for name, mb, share in zip(("the observer", "the live service"), megabytes, shares, strict=True):
+                row = {"round": str(number + 1), "process": name, "MB (PSS)": f"{mb:.1f}", "% of a CPU": f"{share:.2f}"}
+                result.details.append(row)
+    result.comparisons.append(Comparison("memory (PSS) of both together", Figures(tuple(held)), GOALS["MB"], "MB"))
+    result.comparisons.append(Comparison("CPU of both together", Figures(tuple(used)), GOALS["CPU"], "% of a CPU"))
+    result.rounds = {"MB": held, "% of a CPU": used}
+    return result
+
+
+def _observer(master: int) -> int:
+    """The pid of this master's observer."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        for child in Path(f"/proc/{master}/task/{master}/children").read_text().split():
+            if "app.server.observer" in Path(f"/proc/{child}/cmdline").read_text():
+                return int(child)
+        time.sleep(0.1)
+    raise CannotRun("the master has started no observer")
+
+
+def _load(bench: Bench) -> Iterator[float]:
+    """A request at each step, by one connection. It gives the seconds to the next."""
+    connection = http.client.HTTPConnection("127.0.0.1", bench.http_port)
+    while True:
+        connection.request("GET", target.given().paths[0])
+        connection.getresponse().read()
+        yield 1 / REQUESTS_IN_A_SECOND
+
+
+def _scrape(bench: Bench) -> Iterator[float]:
+    while True:
+        with urllib.request.urlopen(f"{bench.live_url}/metrics", timeout=10) as answer:
+            answer.read()
+        yield 1
+
+
+def _watch(bench: Bench) -> Iterator[float]:
+    with urllib.request.urlopen(f"{bench.live_url}/events", timeout=10) as page:
+        while page.readline():
+            yield 0
+
+
+@contextmanager
+def _repeating(steps: Iterator[float]) -> Iterator[None]:
+    """Take the steps in a thread. Raises CannotRun where one failed."""
+    over = threading.Event()
+    failed: list[Exception] = []
+
+    def repeat() -> None:
+        try:
+            for pause in steps:
+                if over.wait(pause):
+                    return
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(15)
+    if failed:
+        raise CannotRun(f"what watches has failed: {failed[0]}")
