@@ -28,6 +28,7 @@ SMALL_BUDGET = {
     "APP_MIGRATE": "",
     "APP_MIGRATE_SECONDS": "60",
     "WORKERS": "2",
+    "WORKER_START": "fork",
     "WORKER_LISTENERS": "per-worker",
     "STICKY_SESSIONS": "none",
     "APP_REPLICAS": "1",

@@ -153,9 +153,9 @@ def serving(server: Server) -> Iterator[Server]:
         server.stop()
 
 
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(Server(tmp_path_factory.mktemp("faulty"))) as server:
+@pytest.fixture(scope="module", params=["fork", "import"])
+def faulty(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
+    with serving(Server(tmp_path_factory.mktemp("faulty"), WORKER_START=request.param)) as server:
         yield server
 
 
@@ -232,14 +232,15 @@ async def app(scope, receive, send):
 
 BROKEN = "1 / 0"
 CHANGING = {"APP_MODULE": "changing:app", "PYTHONDONTWRITEBYTECODE": "1"}
+BOTH = pytest.mark.parametrize("start", ["fork", "import"])
 
 
 @pytest.fixture(scope="module")
 def changing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Path]]:
-    """A stack, and the folder of the module that it serves."""
+    """A stack whose workers import, and the folder of the module that it serves."""
     folder = tmp_path_factory.mktemp("changing")
     write_module(folder, 'b"old"')
-    stack = Stack("native", "faults", **CHANGING)
+    stack = Stack("native", "faults", **CHANGING, WORKER_START="import")
     stack.environ["PYTHONPATH"] = str(folder)
     for _ in started(stack):
         yield stack, folder
@@ -291,12 +292,13 @@ def test_a_reload_of_code_that_cannot_be_loaded_is_taken_back(changing: tuple[St
     until("the old workers alone", lambda: sorted(worker["pid"] for worker in stack.workers()) == before)
 
 
+@BOTH
 @pytest.mark.parametrize("new", [BROKEN, 'b"new"'], ids=["broken", "good"])
-def test_a_reload_during_the_first_start_waits_until_that_is_done(tmp_path: Path, new: str) -> None:
+def test_a_reload_during_the_first_start_waits_until_that_is_done(tmp_path: Path, new: str, start: str) -> None:
     """Its code is loaded, or rolled back with the first one serving on: the master lives."""
     write_module(tmp_path, 'b"old"')
     (tmp_path / "hold").touch()
-    server = Server(tmp_path, **CHANGING, WORKERS="1")
+    server = Server(tmp_path, **CHANGING, WORKERS="1", WORKER_START=start)
     server.start()
     try:
         until("an import", (tmp_path / "imports").exists)
@@ -344,7 +346,7 @@ def test_as_many_workers_start_at_a_time_as_there_are_cpus_and_half_of_them_besi
     (tmp_path / "paired.py").write_text(PAIRED)
     (tmp_path / "together").write_text(f"{cpus}")
     before = ["taskset", "--cpu-list", ",".join(map(str, usable[:cpus]))]
-    server = Server(tmp_path, before=before, APP_MODULE="paired:app", WORKERS="3")
+    server = Server(tmp_path, before=before, APP_MODULE="paired:app", WORKERS="3", WORKER_START="import")
 
     def at_a_time() -> int:
         text = (tmp_path / "imports").read_text()
@@ -364,7 +366,8 @@ def test_as_many_workers_start_at_a_time_as_there_are_cpus_and_half_of_them_besi
 # --- what an application starts -------------------------------------------------------------------------------
 
 
-def test_processes_that_the_application_starts_hold_neither_port_nor_client(tmp_path: Path) -> None:
+@BOTH
+def test_processes_that_the_application_starts_hold_neither_port_nor_client(tmp_path: Path, start: str) -> None:
     """One forked while it is loaded, and three by a handler. Their worker is killed, the app stops, they live on."""
     (tmp_path / "forking.py").write_text(
         "import os, pathlib\n"
@@ -372,7 +375,7 @@ def test_processes_that_the_application_starts_hold_neither_port_nor_client(tmp_
         "with open(os.environ['RUN_DIR'] + '/forked', 'a') as file:\n"
         "    print(forked(300), file=file)\n"
     )
-    server = Server(tmp_path, APP_MODULE="forking:app")
+    server = Server(tmp_path, APP_MODULE="forking:app", WORKER_START=start)
     by_handler: list[int] = []
 
     def children() -> list[int]:
@@ -588,10 +591,11 @@ SLOW = "import time\ntime.sleep(60)\n"
      (BROKEN, "ZeroDivisionError: division by zero")],
     ids=["raises in its lifespan", "imports for too long", "cannot be loaded"],
 )  # fmt: skip
+@BOTH
 def test_an_application_that_does_not_start_ends_the_first_start_and_fails_a_reload(
-    tmp_path: Path, text: str, said: str
+    tmp_path: Path, text: str, said: str, start: str
 ) -> None:
-    server = Server(tmp_path, **CHANGING, WORKERS="1", APP_START_SECONDS="3")
+    server = Server(tmp_path, **CHANGING, WORKERS="1", APP_START_SECONDS="3", WORKER_START=start)
     write_module(tmp_path, 'b"old"')
     with serving(server):
         (tmp_path / "changing.py").write_text(text)

@@ -29,7 +29,8 @@ def stoppable(request: pytest.FixtureRequest) -> Iterator[Stack]:
     """A stack for one stop. In the app's place something else takes over only in Compose with two replicas."""
     if request.param == "compose":
         require_engine()
-    yield from started(Stack(request.param, "stop"))
+    rows = {"WORKER_START": "import"} if request.param == "native" else {}  # forked workers stop in Compose
+    yield from started(Stack(request.param, "stop", **rows))
 
 
 def stop(stack: Stack, sign: str = "TERM") -> threading.Thread:

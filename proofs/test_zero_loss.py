@@ -25,6 +25,8 @@ from stack.settings import GIVEN, StackSettings, faults, rows
 
 RECYCLING = PATIENT_BUDGET | {"MAX_REQUESTS": "300", "MAX_REQUESTS_JITTER": "100"}
 LASTING = PATIENT_BUDGET | {"MAX_REQUESTS": "0"}  # a worker leaves only when it is told to
+# In Compose workers are forked, natively each imports: what is proved of both ways is proved of both rows.
+NATIVE = {"WORKER_START": "import"}
 # One load at a time: two would be each other's noise.
 pytestmark = pytest.mark.xdist_group("load")
 
@@ -38,7 +40,7 @@ def compose_events() -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def native_events() -> Iterator[Stack]:
-    yield from started(Stack("native", "events", **RECYCLING))
+    yield from started(Stack("native", "events", **RECYCLING | NATIVE))
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def two(two_replicas: Stack) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def native_lasting() -> Iterator[Stack]:
-    yield from started(Stack("native", "lasting", **LASTING))
+    yield from started(Stack("native", "lasting", **LASTING | NATIVE))
 
 
 @pytest.fixture

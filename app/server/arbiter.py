@@ -13,6 +13,9 @@ A worker's life, with what each end of its channel says (messages.py):
                  v                 v
                 gone  <────────────┘        (from each state: killed, or silent for WORKER_TIMEOUT_SECONDS)
 
+With WORKER_START=fork workers are forked by the fork server of their generation (forkserver.py), and are this process's
+children all the same.
+
 Each worker has a slot, and each slot its listening socket (or all share one: WORKER_LISTENERS=shared). A slot without a
 worker gets one at once. A reload starts a whole new generation beside the old, as many workers at a time as there are
 CPUs for it, and retires the old when the new is complete. A generation that does not get ready is rolled back. Nothing
@@ -36,7 +39,7 @@ from gunicorn import sock
 from gunicorn.arbiter import Arbiter as GunicornArbiter
 from gunicorn.errors import HaltServer
 
-from app.server import cpus, messages, status
+from app.server import cpus, forkserver, messages, status
 from app.server.account import Account
 from app.server.worker import Worker, settings
 
@@ -74,6 +77,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         self.failures = 0  # in a row, of replacements
         self.not_before = 0.0
         self.cpus = cpus.whole(cpus.usable())
+        self.fork_servers: dict[int, forkserver.ForkServer] = {}  # by generation; none with WORKER_START=import
         self.need_is_steady = False  # of memory, in all workers of this generation
         self.stopping = False
         self.exit_status = self.WORKER_BOOT_ERROR
@@ -91,6 +95,8 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             sys.exit(1)
         super().start()
         self.started = status.started(self.pid)
+        if settings.worker_start == "fork":
+            forkserver.adopt_orphans()
 
     # --- the loop -------------------------------------------------------------------------------------------
 
@@ -99,6 +105,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         for worker in list(self.WORKERS.values()):
             self._hear(worker)
             self._hold_to_deadlines(worker, now)
+        self._watch_fork_servers()
         slots = range(self.num_workers)
         if self._reloading and all(self._ready(slot, self.attempt) for slot in slots):
             self.generation = self.attempt
@@ -111,8 +118,12 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             if worker.slot >= self.num_workers or self._is_replaced(worker):
                 self._retire(worker)
         for slot in slots:
-            if now >= self.not_before and self._needs_worker(slot):
-                self._spawn(slot)
+            if (
+                now >= self.not_before
+                and self._needs_worker(slot)
+                and (generation := self._startable(slot)) is not None
+            ):
+                self._spawn(slot, generation)
         self._write_status()
         self.account.keep(self.generation, self.num_workers)
 
@@ -144,24 +155,84 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
     def _ready(self, slot: int, generation: int) -> bool:
         return any(worker.ready_at and worker.generation == generation for worker in self._staying(slot))
 
+    # --- fork servers ---------------------------------------------------------------------------------------
+
+    @property
+    def _newest(self) -> int:
+        return self.attempt if self._reloading else self.generation
+
+    def _startable(self, slot: int) -> int | None:
+        """The generation of which a worker can be started for this slot; None while its application is being loaded."""
+        if settings.worker_start == "import":
+            return self._newest
+        if self._newest not in self.fork_servers:
+            try:
+                self.fork_servers[self._newest] = forkserver.ForkServer(self, slot, self._newest)
+            except OSError as error:
+                self._try_later(slot, f"cannot start a process: {error.strerror}")
+        # A slot that nobody serves does not wait for new code.
+        for generation in (self._newest, self.generation) if not self._staying(slot) else (self._newest,):
+            if generation in self.fork_servers and self.fork_servers[generation].loaded:
+                return generation
+        return None
+
+    def _watch_fork_servers(self) -> None:
+        for generation, server in list(self.fork_servers.items()):
+            if generation not in (self.generation, self._newest):
+                server.end()
+                del self.fork_servers[generation]
+                continue
+            exit_status = server.exit_status()  # before it is heard: what it has said last is not missed
+            if not server.loaded:
+                self._hear_fork_server(server)
+            if server.obstacle or exit_status is None:
+                continue
+            del self.fork_servers[generation]
+            if server.loaded:
+                self.log.warning("The fork server (pid:%s) of generation %d has ended, exit status %d: the next worker "
+                                 "loads the application anew", server.pid, generation, exit_status)  # fmt: skip
+                continue
+            if exit_status == self.APP_LOAD_ERROR:
+                self.exit_status = exit_status
+            reason = server.failure or f"the application's import ended its process, exit status {exit_status}"
+            self._note_failure(server.slot, generation, reason)
+
+    def _hear_fork_server(self, server: forkserver.ForkServer) -> None:
+        server.hear()
+        seconds = time.monotonic() - server.born
+        if server.obstacle:
+            self.log.warning(
+                "WORKER_START=fork: %s %s as it is imported, which workers cannot share: each imports it for itself, "
+                "as with WORKER_START=import; begin it in the lifespan, or set that row",
+                settings.app_module, server.obstacle,
+            )  # fmt: skip
+        elif server.loaded:
+            self.log.info("The application of generation %d is loaded in %.1f s (fork server, pid:%s)",
+                          server.generation, seconds, server.pid)  # fmt: skip
+        elif seconds > settings.app_start_seconds:
+            server.failure = f"not ready within {settings.app_start_seconds} s (APP_START_SECONDS)"
+            server.end()
+
     # --- one worker -----------------------------------------------------------------------------------------
 
-    def _spawn(self, slot: int) -> None:
+    def _spawn(self, slot: int, generation: int) -> None:
         constructor = self.worker_class
         made: list[Worker] = []
+        server = self.fork_servers.get(generation)
 
         def construct(*args: Any) -> Worker:
-            siblings = [worker.master_end for worker in self.WORKERS.values()]
-            generation = self.attempt if self._reloading else self.generation
+            others = [worker.master_end for worker in self.WORKERS.values()]
+            others += [server.channel for server in self.fork_servers.values()]
             board = self.account.board_for(slot, {worker.board.path for worker in self.WORKERS.values()})
-            made.append(constructor(*args, slot=slot, generation=generation, board=board, not_inherited=siblings))
+            made.append(constructor(*args, slot=slot, generation=generation, board=board, not_inherited=others))
             return made[0]
 
         replaced = [worker.replacement_wanted for worker in self._staying(slot)]
         os.umask(umask := os.umask(0o077))
         self.worker_class = construct
         try:
-            worker = self.WORKERS[self.spawn_worker()]
+            pid = self._fork_worker(server) if server and not server.obstacle else self.spawn_worker()
+            worker = self.WORKERS[pid]
         except OSError as error:  # no process or no descriptor is to be had; those that serve go on
             for unborn in made:
                 unborn.close_in_master()
@@ -172,6 +243,16 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             os.umask(umask)  # Gunicorn sets 0 while it makes the heartbeat's file, and leaves it where that fails
         worker.channel.close()  # held open here, it would hide the worker's end
         worker.replaces_for_memory = any(wanted and wanted.cause == "memory" for wanted in replaced)
+
+    def _fork_worker(self, server: forkserver.ForkServer) -> int:
+        """As spawn_worker(), in the fork server."""
+        self.worker_age += 1
+        worker = self.worker_class(
+            self.worker_age, self.pid, self.LISTENERS, self.app, self.timeout / 2, self.cfg, self.log
+        )
+        worker.pid = server.fork(worker)
+        self.WORKERS[worker.pid] = worker
+        return int(worker.pid)
 
     def _hear(self, worker: Worker) -> None:
         for message in worker.master_end.receive():
@@ -225,6 +306,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             self.kill_worker(worker.pid, signal.SIGTERM)
 
     def reap_workers(self) -> None:
+        self._watch_fork_servers()  # before Gunicorn waits for all its children
         before = dict(self.WORKERS)
         again = True
         while again:
@@ -245,13 +327,18 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             self.account.ended(worker)
         if self.stopping or worker.leaving_since or lived > INFANCY_SECONDS:
             return
-        reason = worker.failure or f"worker {worker.pid} ended as it began to serve"
+        self._note_failure(
+            worker.slot, worker.generation, worker.failure or f"worker {worker.pid} ended as it began to serve"
+        )
+
+    def _note_failure(self, slot: int, generation: int, reason: str) -> None:
+        """A worker of this generation has not started."""
         if self.generation == 0:
             raise HaltServer(reason, self.exit_status)
-        if self._reloading and worker.generation == self.attempt:
+        if self._reloading and generation == self.attempt:
             self._roll_back(reason)
         else:
-            self._try_later(worker.slot, reason)
+            self._try_later(slot, reason)
 
     def _try_later(self, slot: int, reason: str) -> None:
         self.failures += 1
@@ -329,6 +416,9 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         self.LISTENERS = []
         for worker in self.WORKERS.values():
             worker.master_end.close()
+        for server in self.fork_servers.values():
+            server.end()
+        self.fork_servers.clear()
         super().stop(True)
         self.account.close()
         if self.written:

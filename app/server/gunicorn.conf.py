@@ -8,8 +8,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-# For the workers: imported in each of them after its fork, these are most of the CPU of its start. Your own code is not
-# imported here, so a reload takes it new.
+# Imported by each fork server, or by each worker with WORKER_START=import, these are most of the CPU of its start. Your
+# own code is not imported here, so a reload takes it new.
 import fastapi  # noqa: F401
 import uvicorn.lifespan.on
 import uvicorn.loops.uvloop

@@ -37,6 +37,7 @@ class Settings(BaseModel):
         ),
     ]
     workers: Annotated[int, Field(ge=1, le=256)]
+    worker_start: Literal["fork", "import"]
     worker_listeners: Literal["per-worker", "shared"]
     max_requests: Annotated[int, Field(ge=0)]
     max_requests_jitter: Annotated[int, Field(ge=0)]

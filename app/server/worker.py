@@ -28,6 +28,12 @@ class Closable(Protocol):
     def close(self) -> None: ...
 
 
+def boot_failure(error: BaseException) -> str:
+    """Why the application did not start, in one line."""
+    cause = error.__context__ if isinstance(error, SystemExit) and error.__context__ else error
+    return worker_state.startup_failure or f"{type(cause).__name__}: {cause}".partition("\n")[0]
+
+
 class Worker(UvicornWorker):  # type: ignore[misc]
     """Made in the master, which keeps the object as its record of the process; run in the process after the fork."""
 
@@ -75,9 +81,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
             super().init_process()
         except (Exception, SystemExit) as error:
             if worker_state.state == "starting":
-                cause = error.__context__ if isinstance(error, SystemExit) and error.__context__ else error
-                reason = worker_state.startup_failure or f"{type(cause).__name__}: {cause}".partition("\n")[0]
-                self.tell_master(messages.BootFailed(reason))
+                self.tell_master(messages.BootFailed(boot_failure(error)))
             raise
 
     def _let_go_in_child(self) -> None:

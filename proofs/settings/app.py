@@ -9,11 +9,13 @@ CONF = "app/server/gunicorn.conf.py"
 ACCEPT = "app/server/accept.py"
 APPLICATION = "app/server/application.py"
 DRAIN = "app/server/drain.py"
+FORKSERVER = "app/server/forkserver.py"
 MIDDLEWARE = "app/server/middleware.py"
 SERVER = "app/server/server.py"
 TURNS = "app/server/turns.py"
 WORKER = "app/server/worker.py"
 PROOFS = "proofs/test_worker.py"
+FORK = "proofs/test_fork.py"
 FAULTS = "proofs/test_faults.py"
 ANSWERS = "proofs/test_answers.py::"
 
@@ -25,6 +27,22 @@ SETTINGS: list[Setting | Unproven] = [
         "one port for all",
         [(CONF, "range(settings.listeners)", "range(1)")],
         [f"{PROOFS}::test_each_worker_has_a_port_of_its_own[1]"],
+    ),
+    Setting(
+        [".env: WORKER_START"],
+        "The application is imported once for all workers, which are forks of that process.",
+        "import: each worker imports it for itself",
+        "import, whatever the row says",
+        [(ARBITER, 'if settings.worker_start == "import":', "if True:")],
+        [f"{FORK}::test_an_application_is_imported_once_for_all_workers_of_a_generation"],
+    ),
+    Setting(
+        ["forkserver.py: LONGEST_FORK_SECONDS"],
+        "A fork server that is silent for this long is replaced.",
+        "none: the master waits for it, and does nothing else",
+        "an hour",
+        [(FORKSERVER, "LONGEST_FORK_SECONDS = 10.0", "LONGEST_FORK_SECONDS = 3600.0")],
+        [f"{FORK}::test_a_fork_server_that_hangs_is_replaced"],
     ),
     Setting(
         [".env: APP_PORT"],
@@ -106,7 +124,10 @@ SETTINGS: list[Setting | Unproven] = [
         "A worker that takes longer to get ready is taken for hung: killed, and tried again.",
         "the worker timeout",
         "the worker timeout",
-        [(ARBITER, "worker.born > settings.app_start_seconds", "worker.born > self.timeout")],
+        [
+            (ARBITER, "worker.born > settings.app_start_seconds", "worker.born > self.timeout"),
+            (ARBITER, "seconds > settings.app_start_seconds", "seconds > self.timeout"),
+        ],
         [f"{PROOFS}::test_a_worker_may_start_for_as_long_as_its_row_says"],
     ),
     Setting(

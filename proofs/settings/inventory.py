@@ -33,7 +33,7 @@ LEFT_OUT_OF_COMPOSE = ("build", "image", "develop", "environment", "x-hardened.l
 ENVIRONMENT = ("TRUSTED_PROXIES", "APP_HOST", "UPSTREAM_RESOLVER", "UPSTREAM_HOST", "NGINX_ENVSUBST_OUTPUT_DIR")
 
 # Constants of the worker's modules that Uvicorn and Linux have set.
-FACTS = ("TICKS_IN_A_SECOND", "SO_ATTACH_FILTER")
+FACTS = ("TICKS_IN_A_SECOND", "SO_ATTACH_FILTER", "PR_SET_CHILD_SUBREAPER", "WORKER_DESCRIPTORS", "APPLICATION")
 
 
 def inventory() -> list[str]:
@@ -122,7 +122,7 @@ def _uvicorn() -> Iterator[str]:
 
 def _numbers() -> Iterator[str]:
     """How often and how long the worker does what it does: the constants of its modules."""
-    for path in ("accept.py", "drain.py", "server.py", "turns.py"):
+    for path in ("accept.py", "drain.py", "forkserver.py", "server.py", "turns.py"):
         for node in ast.parse((ROOT / "app/server" / path).read_text()).body:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                 (name,) = [target.id for target in node.targets if isinstance(target, ast.Name)]

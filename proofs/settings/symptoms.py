@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+FORK = "proofs/test_fork.py::"
 ZERO_LOSS = "proofs/test_zero_loss.py::"
 PROXY = "proofs/test_proxy.py::"
 UPSTREAM = "proofs/test_upstream.py::"
@@ -275,6 +276,12 @@ SYMPTOMS = [
         [UPSTREAM + "test_a_worker_that_is_busy_gets_no_more_while_another_is_free"],
         ["http_requests_in_flight", "app_worker_connections", "app_worker_connections_accepted_total",
          "app_worker_cpu_seconds_total"],
+    ),
+    Symptom(
+        "each worker takes as much memory as the first; the log says `workers cannot share`",
+        "the app starts a thread or opens a connection when it is imported, so each worker imports it for itself",
+        [".env: WORKER_START"],
+        [FORK + "test_an_application_that_cannot_be_forked_is_told_of_and_served"],
     ),
     Symptom(
         "`def` endpoints wait for seconds, `async def` ones do not",
