@@ -119,6 +119,7 @@ def test_an_application_is_imported_once_for_all_workers_of_a_generation(folder:
     """Also for those that replace them, whatever has become of the code; a reload takes the new one."""
     with forking(folder) as server:
         first, second = server.until_ready()
+        assert len(lines(folder, "imports")) == 1, "each worker has imported the application for itself"
         write_app(folder, at_import="1 / 0")
         server.kill(first)
         third = replaced(server, first)[0]

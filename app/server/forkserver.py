@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from app.server import forkable, messages
 from app.server.board import Board
-from app.server.worker import Worker, boot_failure, settings
+from app.server.worker import Worker, boot_failure
 
 if TYPE_CHECKING:
     from app.server.arbiter import Arbiter
@@ -215,9 +215,7 @@ class _Process:
 
         def construct(*args: Any) -> Worker:
             board = Board(Path(request.board) if request.board else None)
-            worker = Worker(
-                *args, slot=request.slot, generation=request.generation, board=board, not_inherited=[self]
-            )
+            worker = Worker(*args, slot=request.slot, generation=request.generation, board=board, not_inherited=[self])
             # The other ends of these are the master's.
             os.dup2(channel, worker.channel.fileno(), inheritable=False)
             os.dup2(heartbeat, worker.tmp.fileno(), inheritable=False)

@@ -40,8 +40,8 @@ SETTINGS: list[Setting | Unproven] = [
         ["forkserver.py: LONGEST_FORK_SECONDS"],
         "A fork server that is silent for this long is replaced.",
         "none: the master waits for it, and does nothing else",
-        "an hour",
-        [(FORKSERVER, "LONGEST_FORK_SECONDS = 10.0", "LONGEST_FORK_SECONDS = 3600.0")],
+        "none",
+        [(FORKSERVER, "[], [], LONGEST_FORK_SECONDS)", "[], [])")],
         [f"{FORK}::test_a_fork_server_that_hangs_is_replaced"],
     ),
     Setting(
