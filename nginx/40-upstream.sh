@@ -48,12 +48,22 @@ userid_flags httponly samesite=lax;
     ;;
 esac
 servers=
-port=${APP_PORT}
-while [ "$port" -lt $((APP_PORT + listeners)) ]; do
-    servers="${servers}
-    server ${UPSTREAM_HOST}:${port}${suffix:-} max_conns=${places} max_fails=0;"
-    port=$((port + 1))
-done
+list() { # list HOST [PARAMETER]
+    port=${APP_PORT}
+    while [ "$port" -lt $((APP_PORT + listeners)) ]; do
+        servers="${servers}
+    server $1:${port}${suffix:-} max_conns=${places} max_fails=0${2:-};"
+        port=$((port + 1))
+    done
+}
+# WAY=swarm: the app of this machine, and the others' where that is not there or full. A request that goes to another
+# machine over an idle connection is lost when that machine's power or cable is cut, though this one is well.
+if [ -n "${UPSTREAM_HERE:-}" ]; then
+    list "${UPSTREAM_HERE}"
+    list "${UPSTREAM_HOST}" " backup"
+else
+    list "${UPSTREAM_HOST}"
+fi
 
 cat >"${NGINX_RUN}/upstream.conf" <<UPSTREAM
 ${sticky:-}

@@ -21,9 +21,13 @@ def make_key(kind: str = "ecdsa") -> Key:
 
 def certificate(key: Key, begin: int = -1, end: int = 30, *names: str) -> bytes:
     """PEM of a certificate that signs itself, for `names` or localhost; from day `begin` to `end`, today being 0."""
-    names = names or ("localhost",)
+    return certificate_for(key, [x509.DNSName(name) for name in names or ("localhost",)], begin, end)
+
+
+def certificate_for(key: Key, names: list[x509.GeneralName], begin: int = -1, end: int = 30) -> bytes:
+    """The same for addresses too."""
     now = datetime.datetime.now(datetime.UTC)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, str(names[0].value))])
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     builder = (
         x509.CertificateBuilder()
@@ -33,7 +37,7 @@ def certificate(key: Key, begin: int = -1, end: int = 30, *names: str) -> bytes:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now + begin * DAY)
         .not_valid_after(now + end * DAY)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(identifier, critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
     )

@@ -9,16 +9,20 @@ import time
 from types import ModuleType
 
 from app.server.settings import SettingsError
-from stack import check, compose, deploy, doctor, native, trace, users
+from stack import check, compose, deploy, doctor, native, swarm, trace, users
 from stack.console import Failure, fail, say
 from stack.settings import app_variables, checked
 
 
 def choose_way() -> tuple[ModuleType, str]:
-    """Compose or native, and why. WAY of the environment decides; else whether an engine answers."""
+    """Compose, native or swarm, and why. WAY of the environment decides; else whether an engine answers."""
     asked = os.environ.get("WAY", "")
-    if asked not in ("", "compose", "native"):
-        raise Failure(f"WAY={asked}: must be compose or native; leave it out to take Compose where an engine answers")
+    if asked not in ("", "compose", "native", "swarm"):
+        raise Failure(
+            f"WAY={asked}: must be compose, native or swarm; leave it out to take Compose where an engine answers"
+        )
+    if asked == "swarm":
+        return swarm, "WAY=swarm"
     if asked == "native":
         return native, "WAY=native"
     if not asked and native.running():
@@ -50,7 +54,9 @@ def run(command: str) -> int:
             module.up(settings, table)
         status: int = module.loadtest(settings, table)
         return status
-    if command == "up":
+    if module is swarm and command in ("up", "deploy"):
+        swarm.deploy(settings)
+    elif command == "up":
         say(f"{name}: {reason}")
         start = time.monotonic()
         module.up(settings, table)

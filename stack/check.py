@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.server import budget, cpus, space
 from app.server.settings import SettingsError, read
-from stack import certificate, compose, debian, native
+from stack import certificate, compose, debian, native, swarm
 from stack.console import Failure, run_checks, say
 from stack.render import render
 from stack.settings import GIVEN, ROOT, StackSettings, app_variables, faults, project, rows
@@ -47,7 +47,9 @@ def check() -> int:
         checks.append(("the certificate", lambda: certificate.check(settings, in_compose=engine is not None)))
     if not engine and binary:
         checks.append(("nginx has HTTP/3, where it is asked for", lambda: native.hold_to_http3(settings, binary)))
-    if engine:
+    if os.environ.get("WAY") == "swarm":
+        checks.append(("the swarm", lambda: swarm.check(settings)))
+    elif engine:
         checks.append(("docker compose config", compose.check_configuration))
         if settings.tls != "files" or certificate.path(settings).exists():
             checks.append(("nginx -t in the image", _nginx_in_the_image))

@@ -69,12 +69,12 @@ def check_configuration() -> None:
         if (mode >> 6 & 0o5) & ~mode:
             raise Failure(f"nginx, user 101 in its container, may not read {file}; type: chmod -R a+rX {mounted}")
     # Compose looks for these when it makes a container, which may be after others were replaced.
-    for name, secret in _configuration().get("secrets", {}).items():
+    for name, secret in configuration().get("secrets", {}).items():
         if "file" in secret and not Path(secret["file"]).is_file():
             raise Failure(f"the secret {name} has no file {secret['file']}: write it there")
 
 
-def _configuration() -> dict[str, Any]:
+def configuration() -> dict[str, Any]:
     """What Compose makes of its files and variables. Raises Failure with its line where it refuses them."""
     asked = subprocess.run([*COMPOSE, "config", "--format", "json"], capture_output=True, text=True)
     if asked.returncode:
@@ -86,7 +86,7 @@ def _configuration() -> dict[str, Any]:
 def memory_limits() -> dict[str, tuple[int, int]]:
     """Of each service the bytes that one container may use, and how many containers it has."""
     found = {}
-    for name, service in _configuration()["services"].items():
+    for name, service in configuration()["services"].items():
         deploy = service.get("deploy", {})
         limit = int(deploy.get("resources", {}).get("limits", {}).get("memory", 0))  # one of your own may have none
         found[name] = limit, deploy.get("replicas", 1)
@@ -95,7 +95,7 @@ def memory_limits() -> dict[str, tuple[int, int]]:
 
 def images(*services: str) -> list[str]:
     """The names of the images that these services are built into."""
-    found = _configuration()
+    found = configuration()
     return [found["services"][service].get("image") or f"{found['name']}-{service}" for service in services]
 
 

@@ -53,6 +53,13 @@ class StackSettings(MigrationSettings, Settings):
     """One field for each row of .env."""
 
     app_env_file: str
+    registry: Annotated[
+        str,
+        Field(
+            pattern=r"^([a-z0-9][a-z0-9.-]*(:\d+)?(/[a-z0-9][a-z0-9._-]*)*)?$",
+            description="must be a registry and a path in it, as registry.example.com/team, or empty",
+        ),
+    ]
     enable_lab: Literal["0", "1"]
 
     sticky_sessions: Literal["none", "address", "cookie"]

@@ -28,6 +28,14 @@ def objective(row: str, does: str, before: str, after: str) -> Setting:
 
 SETTINGS: list[Setting | Unproven] = [
     Setting(
+        [".env: REGISTRY"],
+        "WAY=swarm: where the app's image is pushed, and all nodes pull it.",
+        "none: a deploy to a swarm is refused",
+        "the image is named after the project alone",
+        [("stack/swarm.py", 'return f"{settings.registry}/{project()}', 'return f"{project()}')],
+        ["tests/stack/test_stackfile.py::test_the_image_is_in_the_registry_that_the_row_names"],
+    ),
+    Setting(
         [".env: LOCUST_MASTER_PORT"],
         "Native way only: where Locust's workers find their master.",
         "5557",

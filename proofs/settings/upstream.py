@@ -253,7 +253,7 @@ SETTINGS: list[Setting | Unproven] = [
         "One slow answer does not take a worker out.",
         "1, for 10 s",
         "the default",
-        [(UPSTREAM, " max_fails=0;", ";")],
+        [(UPSTREAM, " max_fails=0", "")],
         [TOO_SLOW],
     ),
     Setting(
