@@ -46,8 +46,11 @@ class Load:
             host=settings.target,
             stop_timeout=ANSWER_TIMEOUT_SECONDS,
         )
-        self.master = self.environment.create_master_runner("127.0.0.1", 0)
-        self.workers = [_start_worker(self.master.server.port, log) for _ in range(settings.processes)]
+        # 0: any free port; what is elsewhere looks for Locust's own.
+        address = ("*", 5557) if settings.elsewhere else ("127.0.0.1", 0)
+        self.master = self.environment.create_master_runner(*address)
+        here = 0 if settings.elsewhere else settings.processes
+        self.workers = [_start_worker(self.master.server.port, log) for _ in range(here)]
         self.begin = 0
         self.usage: list[Usage] = []
         self.signals: list[int] = []
@@ -60,7 +63,7 @@ class Load:
         settings = self.settings
         users = settings.users if settings.shape == "closed" else settings.rate * PACING_SECONDS
         print(f"{users} users in {settings.processes} processes against {settings.target}", flush=True)
-        self._wait_for(lambda: self.master.worker_count == len(self.workers))
+        self._wait_for(lambda: self.master.worker_count == settings.processes)
         gevent.spawn(self.master.start, users, min(users, 100 * settings.processes))
         self._wait_for(lambda: self.master.spawning_completed)
 
@@ -74,7 +77,7 @@ class Load:
         self.master.register_message(WARMUP_OVER, lambda environment, msg: forgotten.append(msg.node_id))
         self._pause(1 - time.time() % 1)  # Locust counts by the whole second of the clock
         self.master.send_message(WARMUP_OVER)
-        self._wait_for(lambda: len(forgotten) == len(self.workers))
+        self._wait_for(lambda: len(forgotten) == self.settings.processes)
         self.master.stats.reset_all()
         self.begin = int(time.time())
 
@@ -104,7 +107,9 @@ class Load:
         self.master.update_state(STATE_STOPPING)  # else the users of the first worker to leave are given to the others
         self.master.send_message("quit")
         begin = time.monotonic()
-        while any(worker.poll() is None for worker in self.workers):
+        while any(worker.poll() is None for worker in self.workers) or (
+            self.settings.elsewhere and self.master.clients
+        ):
             waited = time.monotonic() - begin
             if waited > (HURRY_SECONDS if hurry or self.signals else ANSWER_TIMEOUT_SECONDS + HURRY_SECONDS):
                 break

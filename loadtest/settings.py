@@ -28,6 +28,8 @@ class Settings:
     warmup_seconds: int
     processes: int
     objectives: Objectives
+    # The processes are containers of other machines, and come by themselves (make loadtest WAY=swarm).
+    elsewhere: bool = False
 
 
 def read(environment: Mapping[str, str]) -> Settings:
@@ -77,6 +79,7 @@ def read(environment: Mapping[str, str]) -> Settings:
             min_rps=number("SLO_MIN_RPS", 0),
             rate=rate if shape == "rate" else None,
         ),
+        elsewhere="LOADTEST_ELSEWHERE" in environment,
     )
     if shape == "rate" and not wrong and settings.objectives.min_rps > rate:
         wrong.append(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -357,6 +358,21 @@ def test_what_a_swarm_cannot_do_is_said_in_a_line_before_anything_is_changed(swa
     first.docker("node", "promote", worker.name)
     until("it is a manager", lambda: worker.docker("info", "-f", "{{.Swarm.ControlAvailable}}") == "true")
     assert first.docker("service", "ls") == before
+
+
+def test_the_load_test_runs_on_all_nodes_and_leaves_its_report(swarm: SwarmStack) -> None:
+    reports = set((ROOT / "reports").glob("*/summary.json"))
+    rows = {"LOADTEST_SECONDS": "3", "LOADTEST_WARMUP_SECONDS": "1", "LOADTEST_USERS": "6", "SLO_MIN_RPS": "1"}
+    slow = {"SLO_P50_MS": "60000", "SLO_P95_MS": "60000", "SLO_P99_MS": "60000"}
+    done = swarm.make("loadtest", **rows, **slow)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 users in 3 processes" in done.stdout
+    (report,) = set((ROOT / "reports").glob("*/summary.json")) - reports
+    try:
+        assert json.loads(report.read_text())["measured"]["requests"] > 0
+    finally:
+        shutil.rmtree(report.parent)
+    assert "-load" not in swarm.cluster.manager.docker("stack", "ls", "--format", "{{.Name}}")
 
 
 HAPROXY = ROOT / "examples/cluster/haproxy.cfg"
