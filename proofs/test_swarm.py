@@ -52,7 +52,7 @@ class SwarmStack(Stack):
         return done.stdout
 
     def down(self) -> None:
-        image = f"{self.rows['REGISTRY']}/{self.project}-app"
+        image = f"{self.rows['REGISTRY']}/{self.project}-*"
         found = subprocess.check_output(
             ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", image], text=True
         )
