@@ -102,6 +102,9 @@ def generate(config: dict[str, Any], images: dict[str, str]) -> StackFile:
         # a request that rides on an idle connection to another machine is lost when that one loses its power.
         document["services"]["app"]["hostname"] = "app-{{.Node.ID}}"
         document["services"]["nginx"]["environment"]["UPSTREAM_HERE"] = "app-{{.Node.ID}}"
+    if "live" in left_out and "NGINX_COUNTS" in document["services"].get("nginx", {}).get("environment", {}):
+        # Nobody reads them there: a full file would be an error in nginx's log with each write.
+        document["services"]["nginx"]["environment"]["NGINX_COUNTS"] = "/dev/null"
     document["volumes"] = {
         name: {key: value for key, value in (volume or {}).items() if key != "name" or volume.get("external")}
         for name, volume in config.get("volumes", {}).items()
