@@ -1,7 +1,8 @@
 #!/bin/sh
 # Writes what no template can say: upstream.conf, where the app listens (by Docker's DNS in Compose, on loopback
-# natively), uploads.conf, which counts a number's digits, and what a load balancer in front asks for (balancers.conf,
-# inside.conf). Takes HTTPS and HTTP/3 out without their rows, and IPv6 where the kernel has none. The entrypoint of the
+# natively), uploads.conf, which counts a number's digits, what a load balancer in front asks for (balancers.conf,
+# inside.conf), and static.conf. Takes HTTPS, HTTP/3 and the cache out without their rows, and IPv6 where the kernel has
+# none. The entrypoint of the
 # nginx image runs it, and so does the native way.
 set -eu
 
@@ -89,6 +90,10 @@ off) unused="tls tls-default tls-server acme" ;;
 files) unused=acme ;;
 *) unused= ;;
 esac
+if [ "${CACHE_MB}" -eq 0 ]; then
+    unused="${unused} cache"
+    sed -i '/\$upstream_cache_status/d' "${NGINX_RUN}/nginx.conf"
+fi
 for part in ${unused}; do
     : >"${NGINX_RUN}/${part}.conf"
 done
@@ -162,6 +167,54 @@ fi
 case $(openssl version 2>/dev/null) in
 "" | "OpenSSL 1."* | "OpenSSL 3."[0-4].*) sed -i 's/X25519MLKEM768://' "${NGINX_RUN}/tls.conf" ;;
 esac
+
+# Who may get an answer that is kept, or leave one: whoever brings no password, asks for the whole, and sends no body, for
+# the answer may depend on it.
+if [ "${CACHE_MB}" -ne 0 ]; then
+    # A key and what belongs to it take 256 bytes at most, and a file a page of 4 KiB at least.
+    sed -i "s/CACHE_KEYS/$(((CACHE_MB + 4) * 64))k/" "${NGINX_RUN}/cache.conf"
+    cat >>"${NGINX_RUN}/cache.conf" <<CACHE
+map "\$http_authorization\$http_range\$content_length\$http_transfer_encoding\$stack_upgrade \$request_method \$uri" \$stack_cache {
+    default off;
+    "~^ (GET|HEAD) ($(echo "${CACHE_PATHS}" | sed 's/\./\\./g; s/ /|/g'))" answers;
+}
+CACHE
+fi
+
+# A folder's files under its own name. By no other way does anybody come to them, and none of it reaches the app.
+: >"${NGINX_RUN}/static.conf"
+if [ -n "${STATIC_ROOT}" ]; then
+    name=$(basename "${STATIC_ROOT}")
+    case "${STATIC_ROOT}/${name}" in
+    /* | *..* | */.* | *[!A-Za-z0-9./_-]*)
+        echo "STATIC_ROOT=${STATIC_ROOT}: must be a folder in this clone, as app/static; mend the row in .env" >&2
+        exit 1
+        ;;
+    esac
+    cat >"${NGINX_RUN}/static.conf" <<STATIC
+location ^~ /${name}/ {
+    alias ${NGINX_STATIC}/;
+    include ${NGINX_RUN}/types.conf;
+    # A link in the folder would lead to any file that nginx may read, as its key. Default: off.
+    disable_symlinks on;
+    # The browser asks each time whether there is a new one, and is told no in a few bytes. Default: it guesses.
+    expires epoch;
+    # name.gz beside name goes to whom it suits. Default: compressed anew for each.
+    gzip_static on;
+    # As for the app: 503 where all together are over the limit, and not this client.
+    error_page 429 = @refused;
+    include ${NGINX_RUN}/errors.conf;
+    # A name with its content's hash in it, as app.4f0c2d9a.js, never gets another content: it is asked for once.
+    location ~ "[.-](?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{8,64}[.][^/]+\$" {
+        expires max;
+    }
+    # .git, .env and their like.
+    location ~ /\. {
+        return 404;
+    }
+}
+STATIC
+fi
 
 # With a kernel that has no IPv6 nginx would not start.
 if [ ! -e /proc/net/if_inet6 ]; then

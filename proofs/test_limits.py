@@ -35,7 +35,8 @@ def strict() -> Iterator[Stack]:
         "CLIENT_BODY_TIMEOUT_SECONDS": "20",
         "SERVER_NAMES": "example.com *.example.net",
     }
-    yield from started(Stack("native", "strict", **strict))
+    files = {"app/files/file": "a file that nginx serves"}
+    yield from started(Stack("native", "strict", files=files, STATIC_ROOT="app/files", **strict))
 
 
 def test_one_address_gets_so_many_requests_in_flight_and_429_for_the_next(strict: Stack) -> None:
@@ -110,6 +111,7 @@ def test_requests_of_all_addresses_together_are_bounded(strict: Stack) -> None:
         answer = client.get("/")
         assert_json_error(answer, 503, "Service Unavailable")
         assert answer.headers["retry-after"] == "1"
+        assert_json_error(client.get("/files/file"), 503, "Service Unavailable")
         assert client.get("/nginx-health").status_code == 200, "nginx is not healthy because it is full"
     with strict.client() as client:
         until("the space is free again", lambda: client.get("/").status_code == 200)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.server import budget, cpus, space
 from app.server.settings import SettingsError, read
-from stack import certificate, compose, debian, native, swarm
+from stack import certificate, compose, debian, native, static, swarm
 from stack.console import Failure, run_checks, say
 from stack.render import render
 from stack.settings import GIVEN, ROOT, StackSettings, app_variables, faults, project, rows
@@ -43,6 +43,8 @@ def check() -> int:
         ("ruff format", lambda: _tool("ruff", "format", "--check", *CODE)),
         ("mypy", lambda: _tool("mypy")),
     ]
+    if settings.static_root:
+        checks.append(("STATIC_ROOT", lambda: static.check(settings)))
     if settings.tls == "files":
         checks.append(("the certificate", lambda: certificate.check(settings, in_compose=engine is not None)))
     if not engine and binary:

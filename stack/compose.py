@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stack import certificate
+from stack import cache, certificate, static
 from stack.alone import alone
 from stack.console import Failure, accepts, app_fault, say
 from stack.render import reload_line
@@ -107,6 +107,7 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
 
 def _up(settings: StackSettings) -> None:
     certificate.prepare(settings, in_compose=True)
+    static.check(settings)
     check_configuration()
     there = containers()
     fresh = not there
@@ -151,6 +152,13 @@ def _up(settings: StackSettings) -> None:
         left = ", nothing was left running" * fresh
         raise Failure(f"the stack did not come up{f' ({why})' * bool(why)}{left}; the log above says why")
     certificate.hold_to_served(settings, in_compose=True)
+    empty_cache(settings)
+
+
+def empty_cache(settings: StackSettings) -> None:
+    """What nginx keeps of the app's answers may be the old code's."""
+    if settings.cache_mb:
+        run("exec", "--no-TTY", "nginx", *cache.empty("/run/nginx/cache"))
 
 
 def _has_network(name: str) -> bool:
@@ -217,6 +225,7 @@ def _nginx_texts() -> bytes:
 
 def reload(settings: StackSettings, table: dict[str, str]) -> None:
     del table
+    static.check(settings)
     replicas = [c["Name"] for c in containers("app") if c["State"] == "running"]
     if not replicas:
         raise Failure("no stack is running; make up starts one")
@@ -231,6 +240,7 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
     if _nginx_texts() != before:
         run("exec", "--no-TTY", "nginx", "nginx", *conf, "-s", "reload")
         say(reload_line(settings))
+    empty_cache(settings)
     say("code and rows of .env are those that the containers were made with: make deploy brings new ones to the app, "
         "make up makes a new nginx")  # fmt: skip
 

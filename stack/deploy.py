@@ -40,6 +40,7 @@ def deploy(settings: StackSettings) -> None:
                 _wait_until_ready(new, settings.ready_seconds)
             except (Failure, KeyboardInterrupt):
                 _roll_back(new, before)
+                compose.empty_cache(settings)
                 if settings.app_migrate:
                     say(f"--- the database stays as {settings.app_migrate} has left it")
                 raise
@@ -48,6 +49,7 @@ def deploy(settings: StackSettings) -> None:
             _docker("stop", "--time", str(settings.stop_grace_seconds), replica)
             _docker("rm", replica)
             say(f"replica {number} of {len(old)} replaced")
+        compose.empty_cache(settings)
 
 
 def _replicas(*options: str) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from app.server.settings import Settings as AppSettings
-from stack import certificate, debian
+from stack import cache, certificate, debian, static
 from stack.alone import alone
 from stack.console import Failure, accepts, answers, app_fault, say, wait_for
 from stack.render import reload_line, render
@@ -83,6 +84,7 @@ def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str
         "NGINX_LISTEN_TLS_INSIDE": f"127.0.0.1:{settings.https_port} [::1]:{settings.https_port}",
         "NGINX_LISTEN_QUIC": f"{settings.https_port}",
         "NGINX_LISTEN_QUIC_IPV6": f"[::]:{settings.https_port}",
+        "NGINX_STATIC": str(static.folder(settings)),
         "NGINX_CERTIFICATES": str(certificate.folder(settings)),
         "RENEW_PUBLISHED": str(certificate.folder(settings)),
         "RENEW_STATE": str(certificate.folder(settings) / "account"),
@@ -208,7 +210,9 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
     hold_to_http3(settings, binary)
     _check_ports(settings)
     certificate.prepare(settings, in_compose=False)
+    static.check(settings)
     environ = environment(settings, table)
+    shutil.rmtree(run / "nginx/cache", ignore_errors=True)  # of the code that ran before
     (run / "data").mkdir(parents=True, exist_ok=True)
     _migrate(settings, table, environ, "nothing was started")
     left_out = render(environ, run / "nginx", version)
@@ -288,6 +292,7 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
         raise Failure("no native stack is running; make up starts one")
     _hold_to_rows(supervisor, table)
     certificate.prepare(settings, in_compose=False)
+    static.check(settings)
     hold_to_http3(settings, nginx())
     environ = environment(settings, table)
     _migrate(settings, table, environ, "the old code serves on")
@@ -304,6 +309,7 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
             raise Failure(f"nginx (pid {proxy} in {config}/nginx.pid) does not run; make down, then make up")
         os.kill(proxy, signal.SIGHUP)
         say(reload_line(settings))
+    subprocess.run(cache.empty(f"{config}/cache"), check=True)
 
 
 def _migrate(settings: StackSettings, table: dict[str, str], environ: dict[str, str], otherwise: str) -> None:

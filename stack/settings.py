@@ -63,6 +63,13 @@ class StackSettings(MigrationSettings, Settings):
     enable_lab: Literal["0", "1"]
 
     sticky_sessions: Literal["none", "address", "cookie"]
+    static_root: Annotated[
+        str,
+        Field(
+            pattern=r"^((\./)?[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*)?$",
+            description="must be a folder in this clone, as ./app/static: no .. and no name that begins with a dot",
+        ),
+    ]
 
     http_port: Port
     ipv6: Literal["true", "false"]
@@ -230,6 +237,11 @@ def faults(settings: StackSettings) -> list[str]:
         found.append(
             f"STICKY_SESSIONS={settings.sticky_sessions} with WORKER_LISTENERS=shared: any worker that is free takes a "
             "connection from the shared port; set WORKER_LISTENERS=per-worker"
+        )
+    if settings.cache_mb and not settings.cache_paths:
+        found.append(
+            f"CACHE_MB={settings.cache_mb} with CACHE_PATHS empty: name the beginnings of the paths whose answers are "
+            "everybody's, as /catalog/ /feed (docs/cache.md), or set CACHE_MB=0"
         )
     if settings.tls == "off" and settings.hsts_seconds:
         found.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from app.server import cache
 from app.server.loader import load
 from app.server.middleware import RequestMiddleware
 from app.server.worker import metrics, settings
@@ -12,4 +13,5 @@ application = RequestMiddleware(
     settings.request_deadline_seconds,
     settings.answer_stall_seconds,
     settings.slow_request_ms / 1000,
+    cache.offers(settings),
 )

@@ -18,6 +18,7 @@ from anyio import move_on_after
 
 from app.server import logs, worker_state
 from app.server.asgi import ASGIApp, Message, Receive, Scope, Send
+from app.server.cache import Offers
 from app.server.metrics import Metrics
 
 logger = logging.getLogger("app.requests")
@@ -27,13 +28,20 @@ class RequestMiddleware:
     """Wraps `app`; takes its place as the ASGI application of the server."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, deadline_seconds: float, stall_seconds: float, slow_seconds: float
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        deadline_seconds: float,
+        stall_seconds: float,
+        slow_seconds: float,
+        offers: Offers | None = None,
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.deadlines = Deadlines(deadline_seconds)
         self.stall_seconds = stall_seconds
         self.slow_seconds = slow_seconds
+        self.offers = offers
         self.internal = {"/livez": self._livez, "/readyz": self._readyz}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -221,6 +229,8 @@ class RequestResponse:
                     worker_state.end_event_stream.add(self._end_event_stream)
                     self._middleware.metrics.stream(1)
                 break
+        if (offers := self._middleware.offers) is not None:
+            offers.look_at(self._scope, message)
 
     async def _send_part(self, message: Message) -> None:
         self._sending += 1

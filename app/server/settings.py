@@ -77,6 +77,14 @@ class Settings(BaseModel):
     database_pool_size: Annotated[int, Field(ge=0, le=10_000)]
     database_max_connections: Annotated[int, Field(ge=0, le=262_143)]
     app_replicas: Annotated[int, Field(ge=1, le=100)]
+    cache_mb: Annotated[int, Field(ge=0, le=1_000_000)]
+    cache_paths: Annotated[
+        str,
+        Field(
+            pattern=r"^(/[A-Za-z0-9/._~-]*( /[A-Za-z0-9/._~-]*)*)?$",
+            description="must be beginnings of paths with a blank between, as /catalog/ /feed",
+        ),
+    ]
     tls: Literal["off", "files", "acme"]
     http3: Literal["on", "off"]
     client_max_body_bytes: Annotated[int, Field(ge=1)]

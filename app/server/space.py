@@ -32,6 +32,8 @@ NGINX_PROCESS = 8 * MIB
 NGINX_FILES = 4 * MIB
 # The kernel takes a whole packet while there is room for a byte.
 PACKET = 64 * KIB
+# The keys of as many small answers as fill 1 MiB of the cache.
+CACHE_KEY = 64 * KIB
 # Gunicorn's master, its observer, their boards in /dev/shm, and a health check.
 MASTER = 48 * MIB
 # A worker's pool of threads for `def` handlers, its event loop, and what its libraries start.
@@ -67,6 +69,12 @@ TLS_CONNECTIONS = Derived(
 QUIC_CONNECTIONS = Derived(
     "connections with HTTP/3",
     lambda settings: TLS_CONNECTIONS.of(settings) if settings.http3 == "on" else 0,
+)
+# Shared memory for the keys (40-upstream.sh); the manager and the loader of the cache, before and after a reload.
+CACHE_KEYS = Derived("CACHE_MB + 4", lambda settings: settings.cache_mb + 4 if settings.cache_mb else 0)
+CACHE_PROCESSES = Derived("processes of the cache", lambda settings: 4 if settings.cache_mb else 0)
+CACHE_PLACES = Derived(
+    "answers on their way into the cache", lambda settings: ALL_PLACES.of(settings) if settings.cache_mb else 0
 )
 REPLICAS_AND_ONE = Derived("APP_REPLICAS + 1", lambda settings: settings.app_replicas + 1)
 
@@ -133,10 +141,11 @@ RULES = (
         (
             Term("uploads", ("nginx_max_uploads_in_flight", "client_max_body_bytes")),
             Term("the configuration", (NGINX_FILES,)),
+            Term("the cache, and what comes before it is looked at again", (2, "cache_mb", MIB)),
         ),
         "nginx_tmp",
         "an upload that was let in fails in its middle",
-        "lower NGINX_MAX_UPLOADS_IN_FLIGHT or CLIENT_MAX_BODY_BYTES, or raise NGINX_TMP and NGINX_MEMORY",
+        "lower NGINX_MAX_UPLOADS_IN_FLIGHT, CLIENT_MAX_BODY_BYTES or CACHE_MB, or raise NGINX_TMP and NGINX_MEMORY",
     ),
     Rule(
         "requests-fit-nginx-memory",
@@ -152,6 +161,9 @@ RULES = (
             Term("bodies", ("nginx_max_requests_in_flight", "client_body_buffer_bytes")),
             Term("uploads on their way to the app", ("nginx_max_uploads_in_flight", "client_body_buffer_bytes")),
             Term("answers, and a packet of each", ("nginx_max_requests_in_flight", 2, "proxy_buffer_bytes")),
+            Term("answers on their way into the cache", (CACHE_PLACES, 3, "proxy_buffer_bytes")),
+            Term("the cache's keys", (CACHE_KEYS, CACHE_KEY)),
+            Term("its processes", (CACHE_PROCESSES, NGINX_PROCESS)),
             Term("requests, and answers being compressed", ("nginx_max_requests_in_flight", REQUEST + COMPRESSOR)),
             Term("the kernel, for clients", ("nginx_max_requests_in_flight", 2, 2, "client_socket_buffer_bytes")),
             Term("the kernel, for the app", (ALL_PLACES, 2, "app_socket_buffer_bytes")),

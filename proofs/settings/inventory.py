@@ -52,6 +52,7 @@ def _nginx() -> Iterator[str]:
         values["STICKY_SESSIONS"] = "none"  # whatever the row says: its directives take the place of least_conn
         # With a load balancer in front, whatever the rows say: without one there is nothing to find.
         values |= {"FORWARDED_HEADERS_FROM": "192.0.2.1", "PROXY_PROTOCOL_FROM": ""}
+        values |= {"STATIC_ROOT": "app/static", "NGINX_STATIC": folder, "CACHE_MB": "8", "CACHE_PATHS": "/kept/"}
         render(values, Path(folder), (1, 30))
         parsed = crossplane.parse(f"{folder}/nginx.conf", check_ctx=False, check_args=False)
     if parsed["errors"]:

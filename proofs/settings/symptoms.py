@@ -11,6 +11,7 @@ PROXY = "proofs/test_proxy.py::"
 UPSTREAM = "proofs/test_upstream.py::"
 WORKER = "proofs/test_worker.py::"
 ANSWERS = "proofs/test_answers.py::"
+CACHE = "proofs/test_cache.py::"
 BALANCER = "proofs/test_load_balancer.py::"
 
 
@@ -268,6 +269,26 @@ SYMPTOMS = [
          WORKER + "test_a_worker_that_holds_too_much_memory_is_replaced_and_nothing_is_lost"],
         ["app_worker_memory_bytes", "app_worker_memory_limit_bytes", 'app_worker_exits_total{reason="memory"}',
          'app_worker_exits_total{reason="crashed"}'],
+    ),
+    Symptom(
+        "an old answer long after the app gives a new one; X-Cache-Status says HIT, STALE or UPDATING",
+        "nginx keeps it as long as its Cache-Control said; `make deploy` and `make reload` empty the cache",
+        [".env: CACHE_MB", "cache.conf: proxy_cache_background_update"],
+        [CACHE + "test_an_answer_is_asked_for_anew_when_its_time_is_over", CACHE + "test_a_deploy_empties_it"],
+    ),
+    Symptom(
+        "X-Cache-Status says MISS each time, or is not there",
+        "the answer may not be kept by its Cache-Control, Set-Cookie or missing length, the path is not named, or the "
+        "request has a password, a part or a body",
+        [".env: CACHE_PATHS", "middleware.py: offers"],
+        [CACHE + "test_an_answer_is_not_kept_where_it_forbids_it_or_is_in_doubt",
+         CACHE + "test_only_paths_that_are_named_are_kept"],
+    ),
+    Symptom(
+        "a file is 404 or 403 though it is in STATIC_ROOT",
+        "its name begins with a dot, it is a link, or the folder was replaced by another one under its container",
+        [".env: STATIC_ROOT", "static.conf: location ^~ /static/ / disable_symlinks"],
+        ["proofs/test_static.py::test_nothing_but_its_files_is_served"],
     ),
     Symptom(
         "fast requests wait while a worker has nothing to do",

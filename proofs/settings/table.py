@@ -8,6 +8,7 @@ from proofs.settings import (
     admission,
     app,
     balancers,
+    cache,
     compose,
     http3,
     live,
@@ -20,7 +21,7 @@ from proofs.settings import (
 
 TABLE: list[Setting | Unproven] = [
     setting
-    for part in (nginx, servers, balancers, tls, http3, upstream, admission, app, compose, live, rows)
+    for part in (nginx, servers, balancers, tls, http3, upstream, cache, admission, app, compose, live, rows)
     for setting in part.SETTINGS
 ]
 

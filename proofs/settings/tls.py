@@ -29,7 +29,8 @@ LISTEN_DEFAULT = (
     "listen ${NGINX_LISTEN_TLS} ssl default_server backlog=${LISTEN_BACKLOG}\n"
     "    sndbuf=${CLIENT_SOCKET_BUFFER_BYTES} rcvbuf=${CLIENT_SOCKET_BUFFER_BYTES};\n"
 )
-EXTENDS = '    extends: { file: docker-compose.tls.yml, service: "nginx-${TLS}" }\n'
+EXTENDS = '    extends: { file: docker-compose.tls.yml, service: "nginx-static-${STATIC_ROOT:+on}" }\n'
+LOCUST_EXTENDS = '    extends: { file: docker-compose.tls.yml, service: "locust-${TLS}" }\n'
 PUBLISHED = '    ports: ["${HTTPS_PORT}:443${PROXY_PROTOCOL_FROM:+4}"]\n'
 ACME_CONTAINER = '  nginx-acme:\n    extends: { service: "nginx-http3-${HTTP3}" }\n'
 MOUNT = """      # The folder, not the file: a file would stay the old one when another is renamed into its place.
@@ -336,7 +337,7 @@ SETTINGS: list[Setting | Unproven] = [
         "What Locust has more with TLS: it asks by HTTPS.",
         "none of it",
         "removed",
-        [(COMPOSE, EXTENDS.replace("nginx", "locust"), "")],
+        [(COMPOSE, LOCUST_EXTENDS, "")],
         [LOADED],
     ),
     Setting(

@@ -30,6 +30,7 @@ ROWS = {
     "CLIENT_SOCKET_BUFFER_BYTES": "65536",
     "APP_SOCKET_BUFFER_BYTES": "131072",
     "NGINX_MEMORY": "1500m",
+    "CACHE_MB": "0",
     "TLS": "off",
     "NGINX_TMP": "152m",
     "NGINX_PIDS": "64",
