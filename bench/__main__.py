@@ -1,6 +1,6 @@
 """`make bench`: python -m bench [EXPERIMENT...], or --write-docs for docs/measurements.md from the last results.
 
-`make lab`: python -m bench lab [EXPERIMENT...], all experiments within half an hour, and a page with pictures of them.
+`make lab`: python -m bench lab [EXPERIMENT...], all experiments within 40 minutes, and a page with pictures of them.
 
 Exit status 0: every goal is met. 1: one is missed. 3: none is missed, but one is undecided, because the bound is within
 the median's confidence interval: run it again when the machine is quiet. 2: an experiment could not run. 130: stopped
@@ -22,8 +22,11 @@ from bench import cpu, lab, load, report
 from bench.experiments import (
     balance,
     burst,
+    cache,
     connections,
     download,
+    generator,
+    growth,
     keepalive,
     layers,
     lifecycle,
@@ -50,6 +53,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "proxy": proxy,
     "tiers": tiers,
     "tls": tls,
+    "cache": cache,
     "lifecycle": lifecycle,
     "balance": balance,
     "burst": burst,
@@ -62,9 +66,24 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "keepalive": keepalive,
     "start": start,
     "watched": watched,
+    "growth": growth,
+    "generator": generator,
 }
 # What `make bench` runs: those with goals.
-BENCH = ("shell", "proxy", "tls", "lifecycle", "balance", "burst", "overload", "download", "start", "watched")
+BENCH = (
+    "shell",
+    "proxy",
+    "tls",
+    "cache",
+    "lifecycle",
+    "balance",
+    "burst",
+    "overload",
+    "download",
+    "start",
+    "generator",
+    "watched",
+)
 REPORTS = ROOT / "reports/bench"
 PAGE = ROOT / "reports/lab/index.html"
 DOCS = ROOT / "docs/measurements.md"

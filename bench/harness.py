@@ -76,13 +76,15 @@ class Comparison:
 class Result:
     """What an experiment found. `unavailable` says what could not be had, and why.
 
-    `curves` are pictures of latency: title, variant, percentile, milliseconds.
+    `curves` are pictures of latency: title, variant, percentile, milliseconds; `growth` of a cost: title ("UNIT by
+    WHAT"), tier, size, cost.
     """
 
     comparisons: list[Comparison] = field(default_factory=list)
     details: list[dict[str, str]] = field(default_factory=list)
     rounds: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, dict[str, dict[float, float]]] = field(default_factory=dict)
+    growth: dict[str, dict[str, dict[float, float]]] = field(default_factory=dict)
     unavailable: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -83,7 +83,9 @@ def _section(stored: Stored) -> str:
     for _, alike in groupby(by_unit, key=lambda comparison: comparison.unit):
         parts.append(f"<figure>{pictures.forest(list(alike))}</figure>")
     for title, curves in result.curves.items():
-        parts.append(_curves(title, curves))
+        parts.append(_curves(f"{title}, median of the rounds by percentile", curves, pictures.curves(title, curves)))
+    for title, curves in result.growth.items():
+        parts.append(_curves(title, curves, pictures.growth(title, curves)))
     if result.comparisons:
         parts.append(_table("Comparisons", report.COLUMNS, report.rows(result)))
     parts += [_table("On this machine", head, lines) for head, lines in report.details(result.details)]
@@ -94,13 +96,12 @@ def _section(stored: Stored) -> str:
     return "\n".join(parts)
 
 
-def _curves(title: str, curves: Mapping[str, Mapping[float, float]]) -> str:
+def _curves(title: str, curves: Mapping[str, Mapping[float, float]], picture: str) -> str:
     names = "".join(
         f'<li><span class="swatch {pictures.series(number)}"></span>{escape(name)}</li>'
         for number, name in enumerate(curves)
     )
-    heading = f"{title[:1].upper()}{title[1:]}, median of the rounds by percentile"
-    picture = pictures.curves(title, curves)
+    heading = f"{title[:1].upper()}{title[1:]}"
     return picture and f"<figure><figcaption>{escape(heading)}<ul>{names}</ul></figcaption>{picture}</figure>"
 
 

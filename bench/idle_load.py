@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import selectors
 import socket
@@ -42,8 +43,10 @@ def allow(wanted: int) -> int:
 
 
 @contextmanager
-def held(port: int, connections: int) -> Iterator[None]:
-    """So many connections to `port` of loopback, idle for as long as the block lasts.
+def held(
+    port: int, connections: int, request: bytes = REQUEST, success: bytes = b"HTTP/1.1 2"
+) -> Iterator[list[socket.socket]]:
+    """So many connections to `port` of loopback, idle for as long as the block lasts; `success` begins their answers.
 
     Raises CannotRun where one gets no success as its first answer, or where one was closed before the end.
     """
@@ -51,8 +54,8 @@ def held(port: int, connections: int) -> Iterator[None]:
     give_up = time.monotonic() + GIVE_UP_SECONDS
     try:
         for begin in range(0, connections, BATCH):
-            _open(clients, port, min(BATCH, connections - begin), give_up)
-        yield
+            _open(clients, port, min(BATCH, connections - begin), give_up, request, success)
+        yield clients
         if lost := sum(map(_closed, clients)):
             raise CannotRun(f"{lost} of {connections} idle connections were closed meanwhile")
     except OSError as error:
@@ -64,7 +67,14 @@ def held(port: int, connections: int) -> Iterator[None]:
             client.close()
 
 
-def _open(clients: list[socket.socket], port: int, number: int, give_up: float) -> None:
+def drain(client: socket.socket) -> None:
+    """Read what has come, and do not wait."""
+    with contextlib.suppress(BlockingIOError):
+        while client.recv(65536):
+            pass
+
+
+def _open(clients: list[socket.socket], port: int, number: int, give_up: float, request: bytes, success: bytes) -> None:
     with selectors.EpollSelector() as selector:
         for _ in range(number):
             client = socket.socket()
@@ -81,11 +91,11 @@ def _open(clients: list[socket.socket], port: int, number: int, give_up: float) 
             for key, events in selector.select(timeout=0.1):
                 client = key.data
                 if events & selectors.EVENT_WRITE:
-                    client.send(REQUEST)
+                    client.send(request)
                     selector.modify(client, selectors.EVENT_READ, client)
                     continue
                 answer = client.recv(65536)
-                if not answer.startswith(b"HTTP/1.1 2"):
+                if not answer.startswith(success):
                     raise CannotRun(f"an idle connection's first answer was {answer[:60]!r}")
                 selector.unregister(client)
                 waiting -= 1

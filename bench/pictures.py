@@ -96,23 +96,54 @@ def curves(title: str, by_variant: Mapping[str, Mapping[float, float]]) -> str:
         return ""
     up = Scale(min(values) / 1.15, max(values) * 1.15, log=True)
     across = Scale(_rarity(shares[0]), _rarity(shares[-1]), log=True)
+    said = "; ".join(f"{name}: {_listed(curve)}" for name, curve in points.items())
+    return _plot(
+        f"{title}. {said}",
+        {name: [(_rarity(share), ms) for share, ms in curve] for name, curve in points.items()},
+        (across, {_rarity(share): f"p{share:g}" for share in shares}),
+        (up, {ms: f"{ms:g} ms" if ms < 1000 else f"{ms / 1000:g} s" for ms in up.ticks}),
+    )
+
+
+def growth(title: str, by_tier: Mapping[str, Mapping[float, float]]) -> str:
+    """A cost over a size, both by their logarithms: a line that is level costs the same at each size."""
+    points = {name: sorted(curve.items()) for name, curve in by_tier.items()}
+    sizes = sorted({size for curve in points.values() for size, _ in curve})
+    values = [value for curve in points.values() for _, value in curve if value > 0]
+    if len(sizes) < 2 or not values:
+        return ""
+    up = Scale(min(values) / 1.5, max(values) * 1.5, log=True)
+    across = Scale(sizes[0], sizes[-1], log=True)
+    said = "; ".join(
+        f"{name}: {', '.join(f'{figure(value)} at {size:g}' for size, value in curve)}"
+        for name, curve in points.items()
+    )
+    kept = {name: [(size, value) for size, value in curve if value > 0] for name, curve in points.items()}
+    ends = {size: f"{size:g}" for size in sizes}
+    return _plot(f"{title}. {said}", kept, (across, ends), (up, {value: f"{value:g}" for value in up.ticks}))
+
+
+Axis = tuple[Scale, Mapping[float, str]]
+
+
+def _plot(label: str, points: Mapping[str, Sequence[tuple[float, float]]], across: Axis, up: Axis) -> str:
+    """Lines through points; of each axis the scale, and the words at its places."""
     top, bottom = 6.0, 6.0 + CURVE_HEIGHT
     drawn = []
-    for ms in up.ticks:
-        y = bottom - up.at(ms) * CURVE_HEIGHT
+    for place, words in up[1].items():
+        y = bottom - up[0].at(place) * CURVE_HEIGHT
         drawn.append(f'<line class="grid" x1="{100 * LABELS:g}%" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>')
-        drawn.append(_text("tick", "0", y + 4, f"{ms:g} ms" if ms < 1000 else f"{ms / 1000:g} s"))
-    for share in shares:
-        x = _x(across, _rarity(share), LABELS)
+        drawn.append(_text("tick", "0", y + 4, words))
+    for place, words in across[1].items():
+        x = _x(across[0], place, LABELS)
         drawn.append(_line("grid", x, top, bottom))
-        drawn.append(_text("tick", f"{x:.3f}%", bottom + 16, f"p{share:g}", "middle"))
+        drawn.append(_text("tick", f"{x:.3f}%", bottom + 16, words, "middle"))
     for number, (name, curve) in enumerate(points.items()):
-        at = [(_x(across, _rarity(share), LABELS), bottom - up.at(ms) * CURVE_HEIGHT) for share, ms in curve]
+        at = [(_x(across[0], place, LABELS), bottom - up[0].at(value) * CURVE_HEIGHT) for place, value in curve]
         body = [f'<line x1="{a:.3f}%" y1="{b:.1f}" x2="{c:.3f}%" y2="{d:.1f}"/>' for (a, b), (c, d) in pairwise(at)]
         body += [f'<circle cx="{x:.3f}%" cy="{y:.1f}" r="3.5"/>' for x, y in at]
         drawn.append(f'<g class="curve {series(number)}"><title>{escape(name)}</title>{"".join(body)}</g>')
-    said = "; ".join(f"{name}: {_listed(curve)}" for name, curve in points.items())
-    return _svg("curves", bottom + 24, f"{title}. {said}", drawn)
+    return _svg("curves", bottom + 24, label, drawn)
 
 
 def series(number: int) -> str:

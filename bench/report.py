@@ -110,6 +110,7 @@ def write(folder: Path, name: str, question: str, result: Result) -> None:
             for comparison in result.comparisons
         ],
         "curves": result.curves,
+        "growth": result.growth,
         "rounds": result.rounds,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,14 +144,20 @@ def _stored(found: Mapping[str, Any]) -> Stored:
         comparisons=[_comparison(each) for each in found["findings"]],
         details=found["details"],
         rounds=found["rounds"],
-        curves={
-            title: {name: {float(share): ms for share, ms in curve.items()} for name, curve in curves.items()}
-            for title, curves in found.get("curves", {}).items()  # an older file has none
-        },
+        curves=_numbers(found.get("curves", {})),  # an older file has none
+        growth=_numbers(found.get("growth", {})),
         unavailable=found["unavailable"],
         notes=found["notes"],
     )
     return Stored(found["experiment"], found["question"], found["measured"], found["conditions"], result)
+
+
+def _numbers(found: Mapping[str, Any]) -> dict[str, dict[str, dict[float, float]]]:
+    """Keys are text in JSON."""
+    return {
+        title: {name: {float(at): value for at, value in curve.items()} for name, curve in curves.items()}
+        for title, curves in found.items()
+    }
 
 
 def _comparison(found: Mapping[str, Any]) -> Comparison:

@@ -1,12 +1,14 @@
 """Was the load generator itself the bottleneck? Then the figures are its own, not the server's."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 BUSY_SHARE = 0.9  # of one CPU: a Locust process is one thread and cannot use more
+SAFE_SHARE = 0.7  # of one CPU: above it answers begin to wait for the process that reads them
 BUSY_TIME_SHARE = 0.25  # of the measured seconds: a shorter burst does not decide a percentile
 
 
@@ -48,6 +50,21 @@ class Usage:
             "busy": round(_mean(self.busy), 3),
             "saturated": self.saturated(),
         }
+
+
+def requests_of_one(workers: Sequence[Usage], rps: float) -> int:
+    """Requests in a second that one process may send, by the CPU that each took; 0 where none is known."""
+    spent = sum(_mean(worker.cpu) for worker in workers)
+    return int(SAFE_SHARE * rps / spent) if spent and rps else 0
+
+
+def advice(of_one: int, rate: int) -> str:
+    """How many processes a rate needs, in a line. `rate` is the one that is asked for, or 0."""
+    asked = f"; LOADTEST_RATE={rate} needs {-(-rate // of_one)}" if rate else ""
+    return (
+        f"one Locust process sends up to {of_one} of these requests in a second, so LOADTEST_PROCESSES=2 up to "
+        f"{2 * of_one}, and so on{asked}"
+    )
 
 
 def is_saturated(busy: list[float]) -> bool:

@@ -19,6 +19,7 @@ from locust.stats import RequestStats
 
 from loadtest import report, tls
 from loadtest.base import BaseUser, ModuleError, users
+from loadtest.generator import advice, requests_of_one
 from loadtest.load import CouldNotRun, Load
 from loadtest.objectives import COULD_NOT_RUN, Measured, evaluate, verdict
 from loadtest.settings import Settings, SettingsError, read
@@ -122,6 +123,7 @@ def run(settings: Settings, user: type[BaseUser], folder: Path) -> int:
     measured = figures(load.environment.stats, load.begin, seconds)
     rows = evaluate(measured, settings.objectives)
     bottleneck = any(process.saturated() for process in load.usage)
+    of_one = requests_of_one(load.usage[1:], measured.rps)
     status, line = verdict(measured, rows, problems, bottleneck)
     if load.signals:
         status = 128 + load.signals[0]
@@ -130,7 +132,11 @@ def run(settings: Settings, user: type[BaseUser], folder: Path) -> int:
         "verdict": line,
         "objectives": [asdict(row) for row in rows],
         "measured": asdict(measured),
-        "generator": {"bottleneck": bottleneck, "processes": [process.summary() for process in load.usage]},
+        "generator": {
+            "bottleneck": bottleneck,
+            "requests_per_second_of_one_process": of_one,
+            "processes": [process.summary() for process in load.usage],
+        },
         "settings": asdict(settings),
         "versions": {"locust": locust.__version__, "python": platform.python_version()},
     }
@@ -138,6 +144,8 @@ def run(settings: Settings, user: type[BaseUser], folder: Path) -> int:
     print(f"\n{report.table(rows)}\n\n{line}" if measured.requests else f"\n{line}")
     for failure in sorted(load.environment.stats.errors.values(), key=lambda kind: -kind.occurrences)[:5]:
         print(f"  {failure.occurrences} failures: {failure.to_name()}")
+    if of_one:
+        print(advice(of_one, settings.rate if settings.shape == "rate" else 0))
     if bottleneck:
         print("\n".join([BOTTLENECK, *(f"  {process}" for process in load.usage)]))
     print(f"report: {folder.parent.name}/{folder.name}")  # in a container the rest of the path is not the caller's

@@ -48,6 +48,7 @@ userid_flags httponly samesite=lax;
     balance='least_conn;'
     ;;
 esac
+count=$((listeners * (APP_REPLICAS + 1)))
 servers=
 list() { # list HOST [PARAMETER]
     port=${APP_PORT}
@@ -70,7 +71,8 @@ cat >"${NGINX_RUN}/upstream.conf" <<UPSTREAM
 ${sticky:-}
 upstream app {
     # Shared by nginx's workers; \`resolve\` needs it.
-    zone app 256k;${resolve:-}
+    # It holds the list of servers: by the rows at most ${count}, with those of a deploy, and before and after a change.
+    zone app $((256 + 4 * count))k;${resolve:-}
     ${balance}
     # max_conns: at most N requests at a time; with no place left it is 503. By default all are let in, and past
     # capacity each waits until its client has given up (docs/overload.md). Idle connections and unfinished bodies take

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,12 @@ from typing import Any
 import httpx
 import pytest
 
+from app.server.settings import read
 from proofs.conftest import started
-from proofs.stack import Stack, until
+from proofs.stack import SMALL_BUDGET, Stack, until
+from stack import native
+from stack.render import render
+from stack.settings import GIVEN, StackSettings, rows
 
 pytestmark = pytest.mark.xdist_group("native")
 
@@ -290,3 +295,23 @@ def test_tries_of_frozen_replicas_end_with_their_time(gaps: Stack, frozen: None)
     most = max(len(chance) for chances in tried(gaps, "frozen-all-", 5) for chance in chances)
     # 200 ms for each, and after 450 ms no further one
     assert most <= 3, f"a request was tried on {most} frozen addresses in a row"
+
+
+def test_the_list_of_servers_has_room_for_as_many_as_the_rows_allow() -> None:
+    """256 workers in each of 10 replicas, as Docker's DNS would say them. A zone that is full takes no new replica."""
+    table = rows() | SMALL_BUDGET | {"WORKERS": "256", "APP_REPLICAS": "9"}
+    settings = read(StackSettings, GIVEN | table)
+    with tempfile.TemporaryDirectory() as folder:
+        values = native.environment(settings, table) | {"NGINX_RUN": folder, "NGINX_ACCESS_LOG": f"{folder}/log"}
+        values |= {name: f"unix:{folder}/{name}" for name in ("NGINX_LISTEN", "NGINX_LISTEN_IPV6")}
+        render(values, Path(folder), native.nginx_version(native.nginx()))
+        conf = Path(folder, "upstream.conf")
+        lines = conf.read_text().splitlines()
+        servers = [line for line in lines if line.strip().startswith("server ")]
+        assert len(servers) == 256
+        more = [line.replace("127.0.0.1", f"127.0.0.{n}") for line in servers for n in range(2, 11)]
+        at = lines.index(servers[-1]) + 1
+        conf.write_text("\n".join([*lines[:at], *more, *lines[at:]]))
+        command = [native.nginx(), "-t", "-q", "-e", "stderr", "-c", f"{folder}/nginx.conf"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"2560 servers: {done.stderr}"

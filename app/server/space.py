@@ -32,6 +32,8 @@ NGINX_PROCESS = 8 * MIB
 NGINX_FILES = 4 * MIB
 # The kernel takes a whole packet while there is room for a byte.
 PACKET = 64 * KIB
+# A worker of the app in nginx's list, twice while the list changes.
+SERVER = 4 * KIB
 # The keys of as many small answers as fill 1 MiB of the cache.
 CACHE_KEY = 64 * KIB
 # Gunicorn's master, its observer, their boards in /dev/shm, and a health check.
@@ -161,6 +163,7 @@ RULES = (
             Term("bodies", ("nginx_max_requests_in_flight", "client_body_buffer_bytes")),
             Term("uploads on their way to the app", ("nginx_max_uploads_in_flight", "client_body_buffer_bytes")),
             Term("answers, and a packet of each", ("nginx_max_requests_in_flight", 2, "proxy_buffer_bytes")),
+            Term("its list of the app's workers", ("workers", REPLICAS_AND_ONE, SERVER)),
             Term("answers on their way into the cache", (CACHE_PLACES, 3, "proxy_buffer_bytes")),
             Term("the cache's keys", (CACHE_KEYS, CACHE_KEY)),
             Term("its processes", (CACHE_PROCESSES, NGINX_PROCESS)),

@@ -184,7 +184,7 @@ SETTINGS: list[Setting | Unproven] = [
         "No link in the folder leads out of it.",
         "off: to all that nginx may read",
         "    disable_symlinks on;\n",
-        f"{ONLY}[native-/files/link.txt]",
+        f"{ONLY}[/files/link.txt-native]",
     ),
     file(
         "expires",
@@ -220,7 +220,7 @@ SETTINGS: list[Setting | Unproven] = [
         "Nothing whose name begins with a dot.",
         "as the others",
         "        return 404;\n",
-        f"{ONLY}[native-/files/.env]",
+        f"{ONLY}[/files/.env-native]",
     ),
     Setting(
         [f"{COMPOSE_TLS}: services.nginx-static-on.volumes"],

@@ -181,7 +181,7 @@ SETTINGS: list[Setting | Unproven] = [
         "nginx's own workers share what they know of the app's: who is busy, and where they are now.",
         "each knows what it has sent itself",
         "removed",
-        [(UPSTREAM, "    zone app 256k;", "    ")],
+        [(UPSTREAM, "    zone app $((256 + 4 * count))k;", "    ")],
         [BUSY],
     ),
     Setting(

@@ -2,7 +2,7 @@
 
 import time
 
-from loadtest.generator import Usage, is_saturated
+from loadtest.generator import Usage, advice, is_saturated, requests_of_one
 from loadtest.probe import connected
 
 TABLE = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -42,3 +42,14 @@ def test_a_worker_is_healthy_while_connected_to_its_master() -> None:
     assert connected(TABLE.format(port="15B5", state="01"))
     assert not connected(TABLE.format(port="15B5", state="06")), "a closed connection"
     assert not connected(TABLE.format(port="0050", state="01")), "a connection to the target"
+
+
+def test_what_one_process_can_send_follows_from_its_cpu() -> None:
+    workers = [Usage("worker 1", cpu=[0.3, 0.3]), Usage("worker 2", cpu=[0.2, 0.2])]
+    assert requests_of_one(workers, 1000) == 1400  # 0.5 CPUs for 1000: 2000 in a whole one, of which 70 %
+    assert requests_of_one([], 1000) == requests_of_one(workers, 0) == 0
+
+
+def test_the_processes_for_a_rate_are_said() -> None:
+    assert advice(1400, 3000).endswith("LOADTEST_RATE=3000 needs 3")
+    assert "LOADTEST_RATE" not in advice(1400, 0)

@@ -1,0 +1,311 @@
+"""What a request or a connection costs as the stack grows: servers, workers, clients, streams, routes, headers."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from statistics import median
+
+from bench import cpu, harness, idle_load, memory, open_loop, queues
+from bench.harness import Comparison, Progress, Result, Round, Variant
+from bench.load import Request
+from bench.processes import Bench, CannotRun
+from bench.ratios import Figures, Goal, ratios
+
+QUESTION = "What does a request or a connection cost, as servers, workers, clients, streams, routes and headers grow?"
+ROUNDS = 3
+CONNECTIONS = 64
+SERVERS = (2, 20, 200, 2000)
+WORKERS = (1, 4, 16, 64)
+IDLE = (1000, 5000, 15_000)
+OPEN = (500, 5000)
+ROUTES = (1, 100, 1000)
+HEADER_BYTES = (100, 1000, 4000, 8000)
+HELD = (1, 4, 16)
+SIMULATED = (1, 4, 16, 64, 250, 1000)
+HOLD_MS, LOAD, QUEUE_SECONDS = 20.0, 0.8, 8
+BROADCASTS = 5
+QUIET_SECONDS = 6
+GET = Request("GET", "/", {"Host": "bench.test"})
+ROWS = {
+    "APP_MODULE": "bench.experiments.growth_app:app",
+    "WORKERS": "1",
+    "WORKER_MEMORY_MB": "0",
+    "CACHE_MB": "0",
+    "APP_MAX_REQUESTS_IN_FLIGHT": "20000",
+    "NGINX_WORKERS": "1",
+    "CLIENT_KEEPALIVE_SECONDS": "600",
+    "APP_KEEPALIVE_SECONDS": "600",
+    "CLIENT_MAX_HEADER_BYTES": "16384",
+}
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: bench.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
+)
+STREAM = b"GET /events HTTP/1.1\r\nHost: bench.test\r\n\r\n"
+
+
+def seconds() -> float:
+    return 200
+
+
+def run(progress: Progress) -> Result:
+    result = Result()
+    for part in (_servers, _routes, _headers, _idle, _open, _queues, _workers):
+        try:
+            part(result, progress)
+        except CannotRun as failure:
+            result.unavailable.append(f"{part.__name__.strip('_')}: {failure}")
+    return result
+
+
+def _keep(result: Result, what: str, unit: str, name: str, by_size: dict[int, float]) -> None:
+    """A line of a picture, and its points."""
+    result.growth.setdefault(f"{unit} by {what}", {})[name] = {float(size): value for size, value in by_size.items()}
+
+
+def _rows(result: Result, what: str, found: dict[int, dict[str, float]]) -> None:
+    for size, values in found.items():
+        row = {what: str(size)} | {
+            name: f"{value:.3g}" if value < 100 else f"{value:.0f}" for name, value in values.items()
+        }
+        result.details.append(row)
+
+
+def _tiers(rounds: Sequence[Round]) -> dict[str, float]:
+    return {f"{tier} CPU us/request": median(each.cpu_us[tier] for each in rounds) for tier in rounds[0].cpu_us}
+
+
+# --- servers in nginx's list ---------------------------------------------------------------------------------------
+
+
+def _servers(result: Result, progress: Progress) -> None:
+    """All of them are the same worker, by other addresses of loopback: what differs is the list."""
+    bench = Bench("servers", **ROWS)
+    bench.environ["APP_HOST"] = "0.0.0.0"
+    with ExitStack() as stack:
+        stack.enter_context(bench.own_folder())
+        stack.enter_context(bench.app())
+        port = bench.app_port
+        one = f"server 127.0.0.1:{port} max_conns=20000 max_fails=0;"
+        variants, ways = [], [(count, "least_conn;", "") for count in SERVERS]
+        ways.append((SERVERS[-1], "random two least_conn;", ", random two"))
+        for count, balance, name in ways:
+            servers = "\n".join(one.replace("127.0.0.1", f"127.1.{n // 250}.{n % 250 + 1}") for n in range(count))
+            changes = {one: servers, "least_conn;": balance, "keepalive 128;": f"keepalive {max(128, 2 * count)};"}
+            pid, url = stack.enter_context(bench.changed_nginx(f"list{count}{name[-3:]}", changes))
+            variants.append(Variant(f"{count} servers{name}", url, {"nginx": pid}))
+        count = SERVERS[-1]
+        servers = "\n".join(one.replace("127.0.0.1", f"127.1.{n // 250}.{n % 250 + 1}") for n in range(count))
+        pid, url = stack.enter_context(bench.changed_nginx("few", {one: servers}))
+        variants.append(Variant(f"{count} servers, 128 kept connections", url, {"nginx": pid}))
+        found = harness.measure(variants, GET, ROUNDS, CONNECTIONS, progress)
+    result.rounds["servers"] = {name: [asdict(each) for each in rounds] for name, rounds in found.items()}
+    by_size = {count: median(r.cpu_us["nginx"] for r in found[f"{count} servers"]) for count in SERVERS}
+    _keep(result, "servers in nginx's list", "CPU us/request", "nginx", by_size)
+    for name, rounds in found.items():
+        result.details.append(
+            {"nginx's list": name, "nginx CPU us/request": f"{_tiers(rounds)['nginx CPU us/request']:.3g}"}
+        )
+    base = found[f"{SERVERS[0]} servers"]
+    for name in list(found)[len(SERVERS) - 1 :]:
+        goal = Goal("at most", 1.5) if name == f"{SERVERS[-1]} servers" else None
+        result.comparisons.append(
+            Comparison(
+                f"nginx CPU per request, {name} to {SERVERS[0]}", harness.cpu_ratio(found[name], base, "nginx"), goal
+            )
+        )
+
+
+# --- routes, headers ------------------------------------------------------------------------------------------------
+
+
+def _routes(result: Result, progress: Progress) -> None:
+    with ExitStack() as stack:
+        variants = []
+        for count in ROUTES:
+            bench = Bench(f"routes{count}", **ROWS)
+            bench.environ["GROWTH_ROUTES"] = str(count)
+            stack.enter_context(bench.own_folder())
+            variants.append(Variant(f"{count} routes", bench.app_url, {"app": stack.enter_context(bench.app())}))
+        found = harness.measure(variants, GET, ROUNDS, CONNECTIONS, progress)
+    values = {count: _tiers(found[f"{count} routes"]) for count in ROUTES}
+    _rows(result, "routes before the one that is asked", values)
+    _keep(result, "routes", "CPU us/request", "app", {n: each["app CPU us/request"] for n, each in values.items()})
+    figures = harness.cpu_ratio(found[f"{ROUTES[-1]} routes"], found[f"{ROUTES[0]} routes"], "app")
+    result.comparisons.append(Comparison(f"app CPU per request, {ROUTES[-1]} routes to {ROUTES[0]}", figures))
+
+
+def _headers(result: Result, progress: Progress) -> None:
+    bench, found = Bench("headers", **ROWS), {}
+    with ExitStack() as stack:
+        stack.enter_context(bench.own_folder())
+        tiers = {"app": stack.enter_context(bench.app()), "nginx": stack.enter_context(bench.nginx())}
+        for size in HEADER_BYTES:
+            lines = {f"X-Header-{n}": "x" * 85 for n in range(size // 100)}
+            request = Request("GET", "/", {"Host": "bench.test"} | lines)
+            variant = Variant(f"{size} bytes of headers", bench.url, tiers)
+            found[size] = harness.measure([variant], request, ROUNDS, CONNECTIONS, progress)[variant.name]
+    values = {size: _tiers(rounds) for size, rounds in found.items()}
+    _rows(result, "bytes of headers", values)
+    for tier in ("app", "nginx"):
+        by_size = {size: each[f"{tier} CPU us/request"] for size, each in values.items()}
+        _keep(result, "bytes of headers", "CPU us/request", tier, by_size)
+
+
+# --- clients that stay ----------------------------------------------------------------------------------------------
+
+
+def _idle(result: Result, progress: Progress) -> None:
+    most = idle_load.allow(IDLE[-1])
+    values = {}
+    for count in IDLE:
+        progress.step(f"{min(count, most)} idle clients")
+        with _holder() as (bench, app, nginx):
+            before = memory.tree_bytes(nginx)
+            with idle_load.held(bench.http_port, min(count, most)):
+                kilobytes = (memory.tree_bytes(nginx) - before) / min(count, most) / 1000
+                used, begun = cpu.tree_seconds(nginx) + cpu.tree_seconds(app), time.monotonic()
+                time.sleep(2)
+                busy = (cpu.tree_seconds(nginx) + cpu.tree_seconds(app) - used) / (time.monotonic() - begun)
+        values[min(count, most)] = {"kB each in nginx": kilobytes, "CPUs of both, all idle": busy}
+    _rows(result, "idle clients", values)
+    _keep(result, "idle clients", "kB each", "nginx", {n: each["kB each in nginx"] for n, each in values.items()})
+
+
+@contextmanager
+def _holder() -> Iterator[tuple[Bench, int, int]]:
+    with ExitStack() as stack:
+        bench = Bench("holder", **ROWS)
+        bench.environ["NGINX_WORKER_CONNECTIONS"] = "40000"
+        bench.environ["WEBSOCKET_PING_SECONDS"] = "20"
+        stack.enter_context(bench.own_folder())
+        app, nginx = stack.enter_context(bench.app()), stack.enter_context(bench.nginx())
+        yield bench, app, nginx
+
+
+def _open(result: Result, progress: Progress) -> None:
+    most = idle_load.allow(OPEN[-1])
+    for what, request, success in (
+        ("WebSockets", UPGRADE, b"HTTP/1.1 101"),
+        ("event streams", STREAM, b"HTTP/1.1 200"),
+    ):
+        values = {}
+        for wanted in OPEN:
+            count = min(wanted, most)
+            progress.step(f"{count} {what}")
+            with _holder() as (bench, app, nginx), idle_load.held(bench.http_port, 100, request, success):
+                time.sleep(1)  # what the first ones have the process load is not theirs
+                before = memory.tree_bytes(app), memory.tree_bytes(nginx)
+                with idle_load.held(bench.http_port, count, request, success) as clients:
+                    holding = memory.tree_bytes(app), memory.tree_bytes(nginx)
+                    used, begun = (cpu.tree_seconds(app), cpu.tree_seconds(nginx)), time.monotonic()
+                    time.sleep(QUIET_SECONDS)
+                    idle = cpu.tree_seconds(app) - used[0], cpu.tree_seconds(nginx) - used[1]
+                    elapsed = time.monotonic() - begun
+                    used = cpu.tree_seconds(app), cpu.tree_seconds(nginx)
+                    times = []
+                    for _ in range(BROADCASTS):
+                        times.append(_broadcast(bench))
+                        for client in clients:
+                            idle_load.drain(client)
+                    told = cpu.tree_seconds(app) - used[0], cpu.tree_seconds(nginx) - used[1]
+            each = BROADCASTS * (count + 100)
+            values[count] = {
+                "kB each in the app": (holding[0] - before[0]) / count / 1000,
+                "kB each in nginx": (holding[1] - before[1]) / count / 1000,
+                "CPUs of the app, all idle": idle[0] / elapsed,
+                "CPUs of nginx, all idle": idle[1] / elapsed,
+                "ms for a word to all": median(times) * 1000,
+                "app CPU us each": told[0] / each * 1e6,
+                "nginx CPU us each": told[1] / each * 1e6,
+            }
+        _rows(result, what, values)
+        for tier in ("the app", "nginx"):
+            by_size = {n: each[f"kB each in {tier}"] for n, each in values.items()}
+            _keep(result, f"open {what}", "kB each", tier, by_size)
+        if what == "WebSockets":
+            held = Figures(tuple(each["kB each in the app"] for each in values.values()))
+            result.comparisons.append(
+                Comparison("memory of an idle WebSocket in the app", held, Goal("at most", 25), unit="kB")
+            )
+
+
+def _broadcast(bench: Bench) -> float:
+    connection = http.client.HTTPConnection("127.0.0.1", bench.app_port, timeout=60)
+    connection.request("POST", "/broadcast")
+    found: float = json.loads(connection.getresponse().read())["seconds"]
+    connection.close()
+    return found
+
+
+# --- queues, measured and simulated ---------------------------------------------------------------------------------
+
+
+def _queues(result: Result, progress: Progress) -> None:
+    """Workers whose event loop is held for HOLD_MS a request, at 80 % of what all can do; and more than fit in here."""
+    measured, simulated = {}, {}
+    for count in HELD:
+        progress.step(f"{count} workers, as full as 80 %")
+        with ExitStack() as stack:
+            bench = Bench(f"held{count}", **ROWS | {"WORKERS": str(count), "PROXY_NEXT_UPSTREAM_TRIES": "100"})
+            stack.enter_context(bench.own_folder())
+            stack.enter_context(bench.app())
+            stack.enter_context(bench.nginx())
+            alone = open_loop.run(bench.http_port, [open_loop.Arrival(n / 20, "/hold") for n in range(40)])["/hold"]
+            rate = LOAD * count * 1000 / HOLD_MS
+            arrivals = open_loop.poisson(rate, QUEUE_SECONDS, "/hold", "/hold", 0.0, count)
+            measured[count] = open_loop.percentile(open_loop.run(bench.http_port, arrivals)["/hold"], 0.9)
+        own = median(alone) - HOLD_MS  # what nginx and the rest of the worker take, and the machine when it wakes up
+        simulated[count] = open_loop.percentile(queues.waits(count, LOAD, [HOLD_MS], 20_000), 0.9) + own
+    progress.step("simulating 1 to 1000 replicas")
+    for count in SIMULATED:
+        simulated[count] = simulated.get(count) or open_loop.percentile(
+            queues.waits(count, LOAD, [HOLD_MS], max(6000, 20 * count)), 0.9
+        )
+    for count in sorted(simulated):
+        row = {"workers, 80 % full": str(count), "p90 ms, simulated": f"{simulated[count]:.3g}"}
+        row["p90 ms, measured"] = f"{measured[count]:.3g}" if count in measured else ""
+        result.details.append(row)
+    _keep(result, "workers, each 80 % full", "p90 ms", "measured", measured)
+    _keep(result, "workers, each 80 % full", "p90 ms", "simulated", dict(sorted(simulated.items())))
+    shares = Figures(tuple(measured[count] / simulated[count] for count in HELD))
+    result.comparisons.append(Comparison("p90 of a queue, measured to simulated", shares))
+
+
+# --- workers --------------------------------------------------------------------------------------------------------
+
+
+def _workers(result: Result, progress: Progress) -> None:
+    values: dict[int, dict[str, float]] = {}
+    base: list[Round] = []
+    for count in WORKERS:
+        progress.step(f"{count} workers")
+        with ExitStack() as stack:
+            bench = Bench(f"workers{count}", **ROWS | {"WORKERS": str(count), "PROXY_NEXT_UPSTREAM_TRIES": "100"})
+            stack.enter_context(bench.own_folder())
+            begun = time.monotonic()
+            app = stack.enter_context(bench.app())
+            started = time.monotonic() - begun
+            nginx = stack.enter_context(bench.nginx())
+            variant = Variant(f"{count} workers", bench.url, {"app": app, "nginx": nginx})
+            rounds = harness.measure([variant], GET, ROUNDS, CONNECTIONS, progress)[variant.name]
+            held = memory.tree_bytes(app) / count / 1e6
+        base = base or rounds
+        values[count] = {
+            "s to start": started,
+            "MB each": held,
+            "requests/s": median(each.throughput for each in rounds),
+            **_tiers(rounds),
+        }
+        last = rounds
+    _rows(result, "workers", values)
+    for tier in ("app", "nginx"):
+        by_size = {n: each[f"{tier} CPU us/request"] for n, each in values.items()}
+        _keep(result, "workers", "CPU us/request", tier, by_size)
+        figures = ratios([each.cpu_us[tier] for each in last], [each.cpu_us[tier] for each in base])
+        result.comparisons.append(Comparison(f"{tier} CPU per request, {WORKERS[-1]} workers to {WORKERS[0]}", figures))
