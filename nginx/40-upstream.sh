@@ -22,6 +22,7 @@ if [ "${WORKER_LISTENERS}" != shared ]; then
     listeners=${WORKERS}
     places=${APP_MAX_REQUESTS_IN_FLIGHT}
 fi
+count=$((listeners * (APP_REPLICAS + 1)))
 case ${STICKY_SESSIONS} in
 address)
     # The same client gets the same worker. Not `consistent`: that knows a server by its name, and would take turns
@@ -46,9 +47,12 @@ userid_flags httponly samesite=lax;
     # To the worker with the fewest requests under way. By default they take turns, and a fast request waits behind
     # a slow one while another worker has nothing to do.
     balance='least_conn;'
+    # The search through a long list costs more than all else of a request. Of two at random, the one with fewer.
+    if [ "$count" -gt 200 ]; then
+        balance='random two least_conn;'
+    fi
     ;;
 esac
-count=$((listeners * (APP_REPLICAS + 1)))
 servers=
 list() { # list HOST [PARAMETER]
     port=${APP_PORT}

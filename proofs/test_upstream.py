@@ -309,6 +309,7 @@ def test_the_list_of_servers_has_room_for_as_many_as_the_rows_allow() -> None:
         lines = conf.read_text().splitlines()
         servers = [line for line in lines if line.strip().startswith("server ")]
         assert len(servers) == 256
+        assert "    random two least_conn;" in lines, "each request searches a list of thousands"
         more = [line.replace("127.0.0.1", f"127.0.0.{n}") for line in servers for n in range(2, 11)]
         at = lines.index(servers[-1]) + 1
         conf.write_text("\n".join([*lines[:at], *more, *lines[at:]]))
