@@ -211,7 +211,7 @@ location ^~ /${name}/ {
     error_page 429 = @refused;
     include ${NGINX_RUN}/errors.conf;
     # A name with its content's hash in it, as app.4f0c2d9a.js, never gets another content: it is asked for once.
-    location ~ "[.-](?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{8,64}[.][^/]+\$" {
+    location ~ "(\.|-)(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{8,64}\.[a-z0-9.]+\$" {
         expires max;
     }
     # .git, .env and their like.

@@ -1,28 +1,24 @@
-"""What a request or a connection costs as the stack grows: servers, workers, clients, streams, routes, headers."""
+"""What a request costs as the stack grows: servers, workers, routes, headers. Clients that stay: experiment crowd."""
 
 from __future__ import annotations
 
-import http.client
-import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from statistics import median
 
-from bench import cpu, harness, idle_load, memory, open_loop, queues
+from bench import harness, memory, open_loop, queues
 from bench.harness import Comparison, Progress, Result, Round, Variant
 from bench.load import Request
 from bench.processes import Bench, CannotRun
 from bench.ratios import Figures, Goal, ratios
 
-QUESTION = "What does a request or a connection cost, as servers, workers, clients, streams, routes and headers grow?"
+QUESTION = "What does a request cost, as servers, workers, routes and headers grow?"
 ROUNDS = 3
 CONNECTIONS = 64
 SERVERS = (2, 20, 200, 2000)
 WORKERS = (1, 4, 16, 64)
-IDLE = (1000, 5000, 15_000)
-OPEN = (500, 5000)
 ROUTES = (1, 100, 1000)
 HEADER_BYTES = (100, 1000, 4000, 8000)
 HELD = (1, 4, 16)
@@ -32,8 +28,6 @@ HOLD_MS, LOAD, QUEUE_SECONDS = 20.0, 0.8, 8
 ZONE, ROW_ZONE = "zone app 16m;", "zone app 264k;"
 # The budget's, for as many workers.
 MANY = {"PROXY_NEXT_UPSTREAM_TRIES": "100", "PROXY_CONNECT_TIMEOUT_MS": "60"}
-BROADCASTS = 5
-QUIET_SECONDS = 6
 GET = Request("GET", "/", {"Host": "bench.test"})
 ROWS = {
     "APP_MODULE": "bench.experiments.growth_app:app",
@@ -47,11 +41,6 @@ ROWS = {
     "APP_KEEPALIVE_SECONDS": "600",
     "CLIENT_MAX_HEADER_BYTES": "16384",
 }
-UPGRADE = (
-    b"GET /ws HTTP/1.1\r\nHost: bench.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
-)
-STREAM = b"GET /events HTTP/1.1\r\nHost: bench.test\r\n\r\n"
 
 
 def seconds() -> float:
@@ -60,7 +49,7 @@ def seconds() -> float:
 
 def run(progress: Progress) -> Result:
     result = Result()
-    for part in (_servers, _routes, _headers, _idle, _open, _queues, _workers):
+    for part in (_servers, _routes, _headers, _queues, _workers):
         try:
             part(result, progress)
         except CannotRun as failure:
@@ -68,12 +57,12 @@ def run(progress: Progress) -> Result:
     return result
 
 
-def _keep(result: Result, what: str, unit: str, name: str, by_size: dict[int, float]) -> None:
+def keep(result: Result, what: str, unit: str, name: str, by_size: dict[int, float]) -> None:
     """A line of a picture, and its points."""
     result.growth.setdefault(f"{unit} by {what}", {})[name] = {float(size): value for size, value in by_size.items()}
 
 
-def _rows(result: Result, what: str, found: dict[int, dict[str, float]]) -> None:
+def add_rows(result: Result, what: str, found: dict[int, dict[str, float]]) -> None:
     for size, values in found.items():
         row = {what: str(size)} | {
             name: f"{value:.3g}" if value < 100 else f"{value:.0f}" for name, value in values.items()
@@ -116,7 +105,7 @@ def _servers(result: Result, progress: Progress) -> None:
         found = harness.measure(variants, GET, ROUNDS, CONNECTIONS, progress)
     result.rounds["servers"] = {name: [asdict(each) for each in rounds] for name, rounds in found.items()}
     by_size = {count: median(r.cpu_us["nginx"] for r in found[f"{count} servers"]) for count in SERVERS}
-    _keep(result, "servers in nginx's list", "CPU us/request", "nginx", by_size)
+    keep(result, "servers in nginx's list", "CPU us/request", "nginx", by_size)
     for name, rounds in found.items():
         result.details.append(
             {"nginx's list": name, "nginx CPU us/request": f"{_tiers(rounds)['nginx CPU us/request']:.3g}"}
@@ -145,8 +134,8 @@ def _routes(result: Result, progress: Progress) -> None:
             variants.append(Variant(f"{count} routes", bench.app_url, {"app": stack.enter_context(bench.app())}))
         found = harness.measure(variants, GET, ROUNDS, CONNECTIONS, progress)
     values = {count: _tiers(found[f"{count} routes"]) for count in ROUTES}
-    _rows(result, "routes before the one that is asked", values)
-    _keep(result, "routes", "CPU us/request", "app", {n: each["app CPU us/request"] for n, each in values.items()})
+    add_rows(result, "routes before the one that is asked", values)
+    keep(result, "routes", "CPU us/request", "app", {n: each["app CPU us/request"] for n, each in values.items()})
     figures = harness.cpu_ratio(found[f"{ROUTES[-1]} routes"], found[f"{ROUTES[0]} routes"], "app")
     result.comparisons.append(Comparison(f"app CPU per request, {ROUTES[-1]} routes to {ROUTES[0]}", figures))
 
@@ -162,96 +151,10 @@ def _headers(result: Result, progress: Progress) -> None:
             variant = Variant(f"{size} bytes of headers", bench.url, tiers)
             found[size] = harness.measure([variant], request, ROUNDS, CONNECTIONS, progress)[variant.name]
     values = {size: _tiers(rounds) for size, rounds in found.items()}
-    _rows(result, "bytes of headers", values)
+    add_rows(result, "bytes of headers", values)
     for tier in ("app", "nginx"):
         by_size = {size: each[f"{tier} CPU us/request"] for size, each in values.items()}
-        _keep(result, "bytes of headers", "CPU us/request", tier, by_size)
-
-
-# --- clients that stay ----------------------------------------------------------------------------------------------
-
-
-def _idle(result: Result, progress: Progress) -> None:
-    most = idle_load.allow(IDLE[-1])
-    values = {}
-    for count in IDLE:
-        progress.step(f"{min(count, most)} idle clients")
-        with _holder() as (bench, app, nginx):
-            before = memory.tree_bytes(nginx)
-            with idle_load.held(bench.http_port, min(count, most)):
-                kilobytes = (memory.tree_bytes(nginx) - before) / min(count, most) / 1000
-                used, begun = cpu.tree_seconds(nginx) + cpu.tree_seconds(app), time.monotonic()
-                time.sleep(2)
-                busy = (cpu.tree_seconds(nginx) + cpu.tree_seconds(app) - used) / (time.monotonic() - begun)
-        values[min(count, most)] = {"kB each in nginx": kilobytes, "CPUs of both, all idle": busy}
-    _rows(result, "idle clients", values)
-    _keep(result, "idle clients", "kB each", "nginx", {n: each["kB each in nginx"] for n, each in values.items()})
-
-
-@contextmanager
-def _holder() -> Iterator[tuple[Bench, int, int]]:
-    with ExitStack() as stack:
-        bench = Bench("holder", **ROWS)
-        bench.environ["NGINX_WORKER_CONNECTIONS"] = "40000"
-        bench.environ["WEBSOCKET_PING_SECONDS"] = "20"
-        stack.enter_context(bench.own_folder())
-        app, nginx = stack.enter_context(bench.app()), stack.enter_context(bench.nginx())
-        yield bench, app, nginx
-
-
-def _open(result: Result, progress: Progress) -> None:
-    most = idle_load.allow(OPEN[-1])
-    for what, request, success in (
-        ("WebSockets", UPGRADE, b"HTTP/1.1 101"),
-        ("event streams", STREAM, b"HTTP/1.1 200"),
-    ):
-        values = {}
-        for wanted in OPEN:
-            count = min(wanted, most)
-            progress.step(f"{count} {what}")
-            with _holder() as (bench, app, nginx), idle_load.held(bench.http_port, 100, request, success):
-                time.sleep(1)  # what the first ones have the process load is not theirs
-                before = memory.tree_bytes(app), memory.tree_bytes(nginx)
-                with idle_load.held(bench.http_port, count, request, success) as clients:
-                    holding = memory.tree_bytes(app), memory.tree_bytes(nginx)
-                    used, begun = (cpu.tree_seconds(app), cpu.tree_seconds(nginx)), time.monotonic()
-                    time.sleep(QUIET_SECONDS)
-                    idle = cpu.tree_seconds(app) - used[0], cpu.tree_seconds(nginx) - used[1]
-                    elapsed = time.monotonic() - begun
-                    used = cpu.tree_seconds(app), cpu.tree_seconds(nginx)
-                    times = []
-                    for _ in range(BROADCASTS):
-                        times.append(_broadcast(bench))
-                        for client in clients:
-                            idle_load.drain(client)
-                    told = cpu.tree_seconds(app) - used[0], cpu.tree_seconds(nginx) - used[1]
-            each = BROADCASTS * (count + 100)
-            values[count] = {
-                "kB each in the app": (holding[0] - before[0]) / count / 1000,
-                "kB each in nginx": (holding[1] - before[1]) / count / 1000,
-                "CPUs of the app, all idle": idle[0] / elapsed,
-                "CPUs of nginx, all idle": idle[1] / elapsed,
-                "ms for a word to all": median(times) * 1000,
-                "app CPU us each": told[0] / each * 1e6,
-                "nginx CPU us each": told[1] / each * 1e6,
-            }
-        _rows(result, what, values)
-        for tier in ("the app", "nginx"):
-            by_size = {n: each[f"kB each in {tier}"] for n, each in values.items()}
-            _keep(result, f"open {what}", "kB each", tier, by_size)
-        if what == "WebSockets":
-            held = Figures(tuple(each["kB each in the app"] for each in values.values()))
-            result.comparisons.append(
-                Comparison("memory of an idle WebSocket in the app", held, Goal("at most", 25), unit="kB")
-            )
-
-
-def _broadcast(bench: Bench) -> float:
-    connection = http.client.HTTPConnection("127.0.0.1", bench.app_port, timeout=60)
-    connection.request("POST", "/broadcast")
-    found: float = json.loads(connection.getresponse().read())["seconds"]
-    connection.close()
-    return found
+        keep(result, "bytes of headers", "CPU us/request", tier, by_size)
 
 
 # --- queues, measured and simulated ---------------------------------------------------------------------------------
@@ -282,8 +185,8 @@ def _queues(result: Result, progress: Progress) -> None:
         row = {"workers, 80 % full": str(count), "p90 ms, simulated": f"{simulated[count]:.3g}"}
         row["p90 ms, measured"] = f"{measured[count]:.3g}" if count in measured else ""
         result.details.append(row)
-    _keep(result, "workers, each 80 % full", "p90 ms", "measured", measured)
-    _keep(result, "workers, each 80 % full", "p90 ms", "simulated", dict(sorted(simulated.items())))
+    keep(result, "workers, each 80 % full", "p90 ms", "measured", measured)
+    keep(result, "workers, each 80 % full", "p90 ms", "simulated", dict(sorted(simulated.items())))
     shares = Figures(tuple(measured[count] / simulated[count] for count in HELD))
     result.comparisons.append(Comparison("p90 of a queue, measured to simulated", shares))
 
@@ -314,9 +217,9 @@ def _workers(result: Result, progress: Progress) -> None:
             **_tiers(rounds),
         }
         last = rounds
-    _rows(result, "workers", values)
+    add_rows(result, "workers", values)
     for tier in ("app", "nginx"):
         by_size = {n: each[f"{tier} CPU us/request"] for n, each in values.items()}
-        _keep(result, "workers", "CPU us/request", tier, by_size)
+        keep(result, "workers", "CPU us/request", tier, by_size)
         figures = ratios([each.cpu_us[tier] for each in last], [each.cpu_us[tier] for each in base])
         result.comparisons.append(Comparison(f"{tier} CPU per request, {WORKERS[-1]} workers to {WORKERS[0]}", figures))

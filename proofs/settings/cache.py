@@ -171,14 +171,6 @@ SETTINGS: list[Setting | Unproven] = [
         [(SCRIPT, "    include ${NGINX_RUN}/types.conf;\n", "")],
         [f"{SERVED}[native]"],
     ),
-    Setting(
-        ["types.conf: default_type"],
-        "A file of another kind is saved, and not shown as text.",
-        "text/plain",
-        "removed",
-        [(TYPES, "default_type application/octet-stream;\n", "")],
-        [f"{SERVED}[native]"],
-    ),
     file(
         "disable_symlinks",
         "No link in the folder leads out of it.",
@@ -209,7 +201,7 @@ SETTINGS: list[Setting | Unproven] = [
         ["proofs/test_limits.py::test_requests_of_all_addresses_together_are_bounded"],
     ),
     file(
-        "location ~ [.-](?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{8,64}[.][^/]+$ / expires",
+        "location ~ (\\.|-)(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{8,64}\\.[a-z0-9.]+$ / expires",
         "A name with its content's hash is asked for once.",
         "as the others",
         "        expires max;\n",
@@ -221,6 +213,14 @@ SETTINGS: list[Setting | Unproven] = [
         "as the others",
         "        return 404;\n",
         f"{ONLY}[/files/.env-native]",
+    ),
+    Setting(
+        ["types.conf: default_type"],
+        "A file of another kind is saved, and not shown as text.",
+        "text/plain",
+        "removed",
+        [(TYPES, "default_type application/octet-stream;\n", "")],
+        [f"{SERVED}[native]"],
     ),
     Setting(
         [f"{COMPOSE_TLS}: services.nginx-static-on.volumes"],
