@@ -24,11 +24,13 @@ BARE = "uvicorn --workers"  # what a user would run instead
 UNIX = "Unix sockets"
 NO_LOG, PLAIN, UNBUFFERED = "no access log", "a plain log", "an unbuffered log"
 LOG = " stack buffer=32k flush=1s;"  # how the line of this configuration ends
+UNCOUNTED = "without the live page's counts"
+COUNTS = " count buffer=16k flush=250ms;"
 LOGS = {NO_LOG: "access_log off;", PLAIN: " combined buffer=32k flush=1s;", UNBUFFERED: " stack;"}
 
 
 def seconds() -> float:
-    return 12 + harness.seconds(variants=5 + len(LOGS), rounds=ROUNDS)
+    return 12 + harness.seconds(variants=6 + len(LOGS), rounds=ROUNDS)
 
 
 def run(progress: Progress) -> Result:
@@ -81,6 +83,10 @@ def _variants(stack: ExitStack, result: Result) -> list[Variant]:
         before = f"access_log {ours.environ['NGINX_ACCESS_LOG']}{LOG}" if name == NO_LOG else LOG
         nginx, url = stack.enter_context(ours.changed_nginx(name.replace(" ", "-"), {before: log}))
         variants.append(Variant(name, url, {"app": app, "nginx": nginx}))
+    nginx, url = stack.enter_context(
+        ours.changed_nginx("uncounted", {f"access_log {ours.environ['NGINX_COUNTS']}{COUNTS}": ""})
+    )
+    variants.append(Variant(UNCOUNTED, url, {"app": app, "nginx": nginx}))
     try:
         variants.append(_over_unix_sockets(stack))
     except CannotRun as error:
