@@ -24,7 +24,7 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 # Why a request got its answer. The first is the app's own answer, whatever its status; all others are nginx's.
 CAUSES = ("app", "full", "client_limit", "silent", "lost", "down", "client_left", "host", "too_large", "bad_request",
           "nginx")  # fmt: skip
-RESULTS = ("answered", "refused", "silent", "cut")
+RESULTS = ("answered", "failed", "silent", "cut")
 # Requests that were tried at the app: how long a refusal took says nothing of how fast the answers are.
 TIMED = ("app", "silent", "lost")
 _BY_STATUS = {413: "too_large", 421: "host", 429: "client_limit", 499: "client_left", 502: "lost", 504: "silent"}
@@ -69,7 +69,7 @@ def _result(status: str, header_time: str) -> str:
     """What came of one try. Without a header the status is nginx's own word for it."""
     if header_time != "-":
         return "answered"
-    return {"502": "refused", "504": "silent"}.get(status, "cut")
+    return {"502": "failed", "504": "silent"}.get(status, "cut")
 
 
 def _cause(status: int, tries: tuple[tuple[str, str], ...]) -> str:

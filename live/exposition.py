@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from live.metrics import KNOWN
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -14,14 +16,14 @@ class Families:
         self._heads: dict[str, list[str]] = {}
         self._samples: dict[str, list[str]] = {}
 
-    def add(self, name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> None:
-        """A family of counters or gauges with its samples, each with its labels."""
-        self._head(name, f"# HELP {name} {text}", f"# TYPE {name} {kind}")
+    def add(self, name: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> None:
+        """A family of counters or gauges with its samples, each with its labels. `name` is one of live/metrics.py."""
+        self._own(name)
         self._samples[name] += [f"{name}{_labels(labels)} {_number(value)}" for labels, value in samples]
 
-    def add_histogram(self, name: str, text: str, bounds: Iterable[float], counts: Iterable[int], total: float) -> None:
+    def add_histogram(self, name: str, bounds: Iterable[float], counts: Iterable[int], total: float) -> None:
         """A histogram without labels; `counts` has one more than `bounds`, for what is over the last."""
-        self._head(name, f"# HELP {name} {text}", f"# TYPE {name} histogram")
+        self._own(name)
         so_far = 0
         for bound, count in zip([*map(_number, bounds), "+Inf"], counts, strict=True):
             so_far += count
@@ -47,6 +49,10 @@ class Families:
                     family = name
                 self._head(family)
                 self._samples[family].append(sample)
+
+    def _own(self, name: str) -> None:
+        metric = KNOWN[name]
+        self._head(name, f"# HELP {name} {metric.help}", f"# TYPE {name} {metric.kind}")
 
     def _head(self, family: str, *lines: str) -> None:
         head = self._heads.setdefault(family, [])

@@ -9,7 +9,7 @@ import time
 from live.counts import CAUSES, RESULTS, Counts
 from live.exposition import Families
 from live.settings import Settings
-from live.sources import Nginx, Replicas
+from live.sources import STATUS, Nginx, Replicas
 
 TICK = 0.25
 # While nobody watches, the log alone is read: what was read takes no room.
@@ -134,14 +134,15 @@ class Watch:
         finder.join(0.3)
         answers = self.replicas.metrics()
         families = Families()
-        families.add("nginx_up", "gauge", "Whether nginx answers.", [({}, float(self.nginx.counters is not None))])
-        for name, kind, key, text in _NGINX:
-            if self.nginx.counters:
-                families.add(name, kind, text, [({}, self.nginx.counters[key])])
+        if counters := self.nginx.counters:
+            for key in STATUS:
+                name = "nginx_http_requests_total" if key == "requests" else f"nginx_connections_{key}"
+                families.add(name, [({}, counters[key])])
+        families.add("nginx_up", [({}, float(counters is not None))])
         self._counts_to(families)
-        up = [({"replica": address}, float(said is not None)) for address, said in answers.items()]
-        families.add("live_replica_up", "gauge", "Whether a replica's observer answers.", up)
-        families.add("live_watchers", "gauge", "Pages that are open.", [({}, self.watchers)])
+        families.add("live_replica_up", [({"replica": address}, float(said is not None))
+                                         for address, said in answers.items()])  # fmt: skip
+        families.add("live_watchers", [({}, self.watchers)])
         for address, said in answers.items():
             families.merge(said or "", address)
         return families.text()
@@ -158,21 +159,17 @@ class Watch:
             for result in RESULTS:
                 tries.setdefault((address, result), 0)
         families.add(
-            "nginx_http_responses_total", "counter", "Answers by status and by who caused it.",
+            "nginx_http_responses_total",
             [({"status": f"{status:03}", "cause": cause} | self._worker(address), count)
              for (status, cause, address), count in sorted(responses.items())],
         )  # fmt: skip
         families.add(
-            "nginx_upstream_tries_total", "counter", "Requests that were given to a worker, by what came of it.",
+            "nginx_upstream_tries_total",
             [(self._worker(address) | {"result": result}, count)
              for (address, result), count in sorted(tries.items())],
         )  # fmt: skip
-        families.add_histogram(
-            "nginx_request_duration_seconds", "Time from a request's first byte to the last of its answer, of those "
-            "that a worker was asked for; without streams.", counts.bounds, buckets, total,
-        )  # fmt: skip
-        families.add("nginx_log_lines_lost_total", "counter", "Requests that are missing above: the space for the "
-                     "log was full.", [({}, lost)])  # fmt: skip
+        families.add_histogram("nginx_request_duration_seconds", counts.bounds, buckets, total)
+        families.add("nginx_log_lines_lost_total", [({}, lost)])
 
     def _worker(self, address: str) -> dict[str, str]:
         """The labels of the worker that listens at this address; of none where there is no address."""
@@ -181,16 +178,5 @@ class Watch:
         return {"replica": host, "worker": slot}
 
 
-# nginx-prometheus-exporter's names.
-_NGINX = (
-    ("nginx_connections_accepted", "counter", "accepted", "Accepted client connections."),
-    ("nginx_connections_handled", "counter", "handled", "Handled client connections: less than accepted where the "
-     "table was full."),
-    ("nginx_connections_active", "gauge", "active", "Client connections that are open."),
-    ("nginx_connections_reading", "gauge", "reading", "Connections whose request's header nginx reads."),
-    ("nginx_connections_writing", "gauge", "writing", "Connections with a request that has no whole answer yet."),
-    ("nginx_connections_waiting", "gauge", "waiting", "Idle client connections that are kept open."),
-    ("nginx_http_requests_total", "counter", "requests", "Requests that have begun."),
-)  # fmt: skip
 _STATUS_OF = {"full": 503, "client_limit": 429, "silent": 504, "lost": 502, "down": 503, "client_left": 499,
               "host": 421, "too_large": 413, "bad_request": 400}  # fmt: skip

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
-from app.server.metrics import METRICS
+from app.server.metrics import METRICS, Metric
+from live.metrics import METRICS as LIVE_METRICS
+from live.metrics import Metric as LiveMetric
 from proofs.settings import Setting, Unproven
 from proofs.settings.links import link
 from proofs.settings.symptoms import SYMPTOMS, Symptom
@@ -43,6 +45,13 @@ What the observer says at `/metrics` ([where it answers](logs-and-metrics.md#met
 SETTINGS_PAGE = ROOT / "docs/settings.md"
 EVIDENCE_PAGE = ROOT / "docs/evidence.md"
 SYMPTOMS_PAGE = ROOT / "docs/symptoms.md"
+LIVE_METRICS_HEAD = """
+## nginx and the live service
+
+What `curl 127.0.0.1:8090/metrics` (`LIVE_PORT`) says besides, in one place with the metrics above of every replica.
+There they have a label `replica` ([live](live.md)).
+
+"""
 METRICS_PAGE = ROOT / "docs/metrics.md"
 
 
@@ -142,12 +151,15 @@ def symptoms_page() -> str:
 
 
 def metrics_page() -> str:
-    text = METRICS_HEAD + "| metric | type | labels | what it says | the symptoms it is for |\n" + "| --- " * 5 + "|\n"
-    for metric in METRICS:
-        labels = ", ".join(f"`{label}`" for label in metric.labels)
-        seen = "; ".join(symptom.seen for symptom in SYMPTOMS if metric.family in families(symptom))
-        text += f"| `{metric.family}` | {metric.kind} | {labels} | {metric.help} | {seen} |\n"
-    return text
+    head = "| metric | type | labels | what it says | the symptoms it is for |\n" + "| --- " * 5 + "|\n"
+    text = METRICS_HEAD + head + "".join(map(metric_row, METRICS))
+    return text + LIVE_METRICS_HEAD + head + "".join(map(metric_row, LIVE_METRICS))
+
+
+def metric_row(metric: Metric | LiveMetric) -> str:
+    labels = ", ".join(f"`{label}`" for label in metric.labels)
+    seen = "; ".join(symptom.seen for symptom in SYMPTOMS if metric.family in families(symptom))
+    return f"| `{metric.family}` | {metric.kind} | {labels} | {metric.help} | {seen} |\n"
 
 
 def families(symptom: Symptom) -> set[str]:

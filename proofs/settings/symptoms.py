@@ -34,6 +34,7 @@ SYMPTOMS = [
         "the app closed an idle connection just as nginx sent on it: the app's keep-alive must be the longer one",
         ["gunicorn.conf.py: keepalive", "upstream.conf: upstream app / keepalive_timeout"],
         [ZERO_LOSS + "test_nothing_is_lost_when_an_idle_connection_is_reused_as_its_timeout_ends"],
+        ['nginx_http_responses_total{cause="lost"}', "nginx_upstream_tries_total"],
     ),
     Symptom(
         "502 when workers are recycled, reloaded or stopped",
@@ -41,19 +42,22 @@ SYMPTOMS = [
         [".env: DRAIN_SECONDS", "gunicorn.conf.py: worker_class", "gunicorn.conf.py: max_requests"],
         [ZERO_LOSS + "test_nothing_is_lost_in_ten_reloads",
          ZERO_LOSS + "test_nothing_is_lost_while_a_worker_goes_every_second"],
-        ["app_worker_exits_total", "app_drain_seconds", "app_reloads_total", "app_generation", "app_workers"],
+        ["app_worker_exits_total", "app_drain_seconds", "app_reloads_total", "app_generation", "app_workers",
+         'nginx_http_responses_total{cause="lost"}'],
     ),
     Symptom(
         "502 for everybody for ten seconds after one slow request",
         "nginx took every server out because each had failed once",
         ["upstream.conf: upstream app / server max_fails"],
         [UPSTREAM + "test_workers_that_were_too_slow_once_are_asked_again_at_once"],
+        ["nginx_http_responses_total", "nginx_upstream_tries_total"],
     ),
     Symptom(
         "502 after a container was recreated, until nginx is reloaded",
         "nginx kept the old address",
         ["upstream.conf: upstream app / server resolve", "upstream.conf: upstream app / resolver valid"],
         ["proofs/test_containers.py::test_a_recreated_app_container_is_served_within_5_s_without_a_reload"],
+        ['nginx_http_responses_total{cause="down"}', "nginx_upstream_tries_total", "live_replica_up"],
     ),
     Symptom(
         "502, and the app's log has WORKER TIMEOUT or SIGKILL",
@@ -61,14 +65,16 @@ SYMPTOMS = [
         ["gunicorn.conf.py: timeout", ".env: LONGEST_BLOCK_SECONDS"],
         [WORKER + "test_a_worker_that_hangs_is_killed_and_replaced"],
         ["app_worker_loop_silence_seconds", 'app_worker_exits_total{reason="silent"}',
-         'http_requests_cut_total{reason="killed"}'],
+         'http_requests_cut_total{reason="killed"}', 'nginx_http_responses_total{cause="lost"}'],
     ),
     Symptom(
         "503 with Retry-After",
         "all places of all workers are taken, or no app runs; nothing was done, so it is safe to send it again",
         [".env: APP_MAX_REQUESTS_IN_FLIGHT"],
-        ["proofs/test_overload.py::test_as_many_requests_as_there_are_places_are_served_and_the_others_get_503_at_once"],
-        ["http_requests_in_flight", "http_requests_in_flight_limit", "app_workers", "app_workers_wanted"],
+        [
+         "proofs/test_overload.py::test_as_many_requests_as_there_are_places_are_served_and_the_others_get_503_at_once"],
+        ["http_requests_in_flight", "http_requests_in_flight_limit", "app_workers", "app_workers_wanted",
+         'nginx_http_responses_total{cause="full"}', "nginx_connections_writing"],
     ),
     Symptom(
         "503 with Retry-After for uploads alone, or for everything while the app has little to do",
@@ -76,6 +82,7 @@ SYMPTOMS = [
         [".env: NGINX_MAX_UPLOADS_IN_FLIGHT", ".env: NGINX_MAX_REQUESTS_IN_FLIGHT"],
         ["proofs/test_limits.py::test_uploads_of_one_address_and_of_all_are_bounded_and_small_bodies_are_not",
          "proofs/test_limits.py::test_requests_of_all_addresses_together_are_bounded"],
+        ['nginx_http_responses_total{cause="full"}'],
     ),
     Symptom(
         "a start ends with: space budget, rule …",
@@ -101,7 +108,8 @@ SYMPTOMS = [
         "the handler took longer than the deadline, and was cancelled",
         [".env: REQUEST_DEADLINE_SECONDS"],
         [PROXY + "test_the_deadline_answers_504_and_cancels_the_handler"],
-        ['http_requests_cut_total{reason="deadline"}', "http_request_duration_seconds"],
+        ['http_requests_cut_total{reason="deadline"}', "http_request_duration_seconds",
+         "nginx_request_duration_seconds"],
     ),
     Symptom(
         "504, and no line of the app's",
@@ -109,7 +117,7 @@ SYMPTOMS = [
         ["proxy.conf: proxy_read_timeout"],
         [ZERO_LOSS + "test_a_frozen_replica_holds_few_requests_and_is_used_again"],
         ["app_worker_loop_silence_seconds", "app_worker_loop_lag_seconds", "app_worker_accept_queue",
-         "app_worker_accept_queue_max"],
+         "app_worker_accept_queue_max", 'nginx_http_responses_total{cause="silent"}', "nginx_upstream_tries_total"],
     ),
     Symptom(
         "Session not found, or a page that loads itself again and again; with WORKERS=1 all is well",
@@ -139,6 +147,7 @@ SYMPTOMS = [
         "the client left before the answer: its own timeout is shorter than the stack's",
         [".env: REQUEST_DEADLINE_SECONDS", "proxy.conf: proxy_read_timeout"],
         [PROXY + "test_a_client_that_leaves_before_its_answer_is_a_499"],
+        ['nginx_http_responses_total{cause="client_left"}'],
     ),
     Symptom(
         "429",
@@ -146,12 +155,14 @@ SYMPTOMS = [
         "a load balancer that no row names",
         ["nginx.conf: limit_conn", ".env: CLIENT_MAX_UPLOADS_IN_FLIGHT"],
         ["proofs/test_limits.py::test_one_address_gets_so_many_requests_in_flight_and_429_for_the_next"],
+        ['nginx_http_responses_total{cause="client_limit"}'],
     ),
     Symptom(
         "421",
         "the Host header names nothing that the stack answers to",
         [".env: SERVER_NAMES"],
         ["proofs/test_limits.py::test_only_the_named_hosts_reach_the_app"],
+        ['nginx_http_responses_total{cause="host"}'],
     ),
     Symptom(
         "413, 414 or 400 for large requests",
@@ -159,6 +170,7 @@ SYMPTOMS = [
         [".env: CLIENT_MAX_BODY_BYTES", ".env: CLIENT_MAX_HEADER_BYTES"],
         [PROXY + "test_a_body_over_the_limit_gets_413_as_json",
          PROXY + "test_a_header_over_the_limit_is_refused_as_json"],
+        ['nginx_http_responses_total{cause="too_large"}', 'nginx_http_responses_total{cause="bad_request"}'],
     ),
     Symptom(
         "every client is 172.x, or 127.0.0.1",
@@ -180,6 +192,7 @@ SYMPTOMS = [
         [".env: TLS", "tls-server.conf: if $stack_to_https", ".env: FORWARDED_HEADERS_FROM"],
         ["proofs/test_tls.py::test_plain_http_is_sent_to_the_same_place_by_https",
          BALANCER + "test_https_through_the_balancer_is_that_of_its_client"],
+        ['nginx_http_responses_total{cause="nginx"}'],
     ),
     Symptom(
         "acme: no new certificate for …, in the log of acme",
@@ -235,6 +248,7 @@ SYMPTOMS = [
         "it sends the PROXY protocol, and PROXY_PROTOCOL_FROM is empty",
         [".env: PROXY_PROTOCOL_FROM"],
         [BALANCER + "test_a_stranger_is_who_it_is_whatever_it_says"],
+        ['nginx_http_responses_total{cause="bad_request"}'],
     ),
     Symptom(
         "redirects lose the port",
@@ -317,6 +331,7 @@ SYMPTOMS = [
         ["nginx.conf: client_header_timeout", "nginx.conf: client_body_timeout",
          "nginx.conf: events / worker_connections"],
         ["proofs/test_slow_clients.py::test_2000_half_open_headers_keep_nobody_out_and_are_cut_off"],
+        ["nginx_connections_reading", "nginx_connections_active"],
     ),
     Symptom(
         "a worker accepts nobody, and its log has: cannot accept a connection: Too many open files",

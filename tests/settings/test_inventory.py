@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from app.server.metrics import METRICS
+from live.metrics import METRICS as LIVE_METRICS
 from proofs.settings import Setting, pages, table
 from proofs.settings.inventory import inventory
 from proofs.settings.symptoms import SYMPTOMS
@@ -83,6 +84,6 @@ def test_the_page_of_symptoms_is_the_table() -> None:
 
 def test_the_page_of_metrics_is_the_table_and_symptoms_name_what_exists() -> None:
     assert pages.METRICS_PAGE.read_text() == pages.metrics_page(), "python -m proofs.mutate --write-docs"
-    known = {metric.family for metric in METRICS}
+    known = {metric.family for metric in (*METRICS, *LIVE_METRICS)}
     for symptom in SYMPTOMS:
         assert pages.families(symptom) <= known, symptom.seen
