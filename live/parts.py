@@ -78,8 +78,8 @@ PARTS: dict[str, Part] = {
     ),
     "in_flight": Part(
         "Requests in flight",
-        "A dot is a request that this worker has and has not answered. The outline is its limit: with no place left "
-        "at any worker, nginx answers 503 at once, and what is let in stays fast.",
+        "A dot is a request that this worker has and has not answered. Pale dots are places left: with none "
+        "left at any worker, nginx answers 503 at once, and what is let in stays fast.",
         ("APP_MAX_REQUESTS_IN_FLIGHT", "REQUEST_DEADLINE_SECONDS"),
         "overload.md",
     ),

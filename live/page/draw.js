@@ -144,7 +144,7 @@ export function drawPercentiles(canvas, history, objectives) {
     context.setLineDash([]);
     context.globalAlpha = 1;
     context.lineWidth = 2;
-    context.lineJoin = "round";
+    context.lineJoin = context.lineCap = "round";
     context.beginPath();
     let on = false;
     history.forEach((second, at) => {
