@@ -30,6 +30,8 @@ COMPRESSOR = 304 * KIB
 NGINX_PROCESS = 8 * MIB
 # The rendered configuration, in the same place as the uploads.
 NGINX_FILES = 4 * MIB
+# nginx's lines for the live page: the volume `counts`.
+COUNTS = 4 * MIB
 # The kernel takes a whole packet while there is room for a byte.
 PACKET = 64 * KIB
 # A worker of the app in nginx's list, twice while the list changes.
@@ -153,6 +155,7 @@ RULES = (
         "requests-fit-nginx-memory",
         (
             Term("files", ("nginx_tmp",)),
+            Term("lines for the live page", (COUNTS,)),
             Term("processes, before and after a reload", (2, "nginx_workers", NGINX_PROCESS)),
             Term("their connections", (2, "nginx_workers", "nginx_worker_connections", CONNECTION)),
             Term("their TLS", (2, TLS_CONNECTIONS, TLS)),
