@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -82,6 +83,34 @@ def test_the_durations_are_those_of_the_requests_without_streams(stack: Stack) -
     assert now[0] - count == 4, "a stream is no duration"
     assert 1.6 <= now[1] - seconds < 4
     assert now[2] == fast, "a bucket at the objective SLO_P95_MS tells them apart"
+
+
+def test_a_client_that_leaves_and_a_worker_that_dies_are_counted_as_such(native_stack: Stack) -> None:
+    stack = native_stack
+
+    def leave() -> None:
+        with contextlib.suppress(httpx.TimeoutException):
+            httpx.get(f"{stack.url}/work/io?ms=1500", timeout=0.3)
+
+    grows(stack, 1, "client_left", leave, status="499")
+
+    def lose_a_worker() -> None:
+        answers: list[int] = []
+        with stack.client() as client:
+            asking = threading.Thread(target=lambda: answers.append(client.get("/work/io?ms=1500").status_code))
+            asking.start()
+            until("the request", lambda: total(stack, "http_requests_in_flight") >= 1)
+            busy = next(
+                int(has["worker"]) for name, has, value in scrape(stack) if name == "http_requests_in_flight" and value
+            )
+            stack.kill(next(worker["pid"] for worker in stack.workers() if worker["slot"] == busy))
+            asking.join()
+        assert answers == [200]
+
+    failed = total(stack, "nginx_upstream_tries_total", result="failed")
+    # It was tried again: the client noticed nothing, the counts did.
+    grows(stack, 1, "app", lose_a_worker, status="200")
+    assert total(stack, "nginx_upstream_tries_total", result="failed") > failed
 
 
 def test_nginx_counts_its_connections(stack: Stack) -> None:
