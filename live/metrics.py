@@ -41,8 +41,15 @@ METRICS = (
         "nginx_request_duration_seconds",
         "Seconds from a request's first byte to its answer's last, of those that a worker was asked for; no streams.",
     ),
+    Metric(
+        "counter",
+        "nginx_requests_over_objective_total",
+        "Of these, the requests that took longer than SLO_P50_MS, SLO_P95_MS, SLO_P99_MS.",
+        ("percentile",),
+    ),
     Metric("counter", "nginx_log_lines_lost_total", "Requests that are missing above: the space for the log was full."),
     Metric("gauge", "live_replica_up", "1 while the replica's observer answers.", ("replica",)),
+    Metric("gauge", "stack_setting", "Rows of .env that the alerts go by.", ("row",)),
     Metric("gauge", "live_watchers", "Live pages that are open."),
 )
 KNOWN = {metric.family: metric for metric in METRICS}

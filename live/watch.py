@@ -14,6 +14,8 @@ from live.sources import STATUS, Nginx, Replicas
 TICK = 0.25
 # While nobody watches, the log alone is read: what was read takes no room.
 IDLE_TICK = 1.0
+# What the alerts compare with, so that their rules are the same whatever .env has (prometheus/rules.yml).
+RULED = ("SLO_P50_MS", "SLO_P95_MS", "SLO_P99_MS", "SLO_ERROR_SHARE", "LONGEST_BLOCK_SECONDS", "APP_REPLICAS")
 # Pages that may be open at a time.
 WATCHERS = 32
 
@@ -140,6 +142,7 @@ class Watch:
                 families.add(name, [({}, counters[key])])
         families.add("nginx_up", [({}, float(counters is not None))])
         self._counts_to(families)
+        families.add("stack_setting", [({"row": row}, float(self.settings.rows[row])) for row in RULED])
         families.add("live_replica_up", [({"replica": address}, float(said is not None))
                                          for address, said in answers.items()])  # fmt: skip
         families.add("live_watchers", [({}, self.watchers)])
@@ -169,6 +172,11 @@ class Watch:
              for (address, result), count in sorted(tries.items())],
         )  # fmt: skip
         families.add_histogram("nginx_request_duration_seconds", counts.bounds, buckets, total)
+        families.add(
+            "nginx_requests_over_objective_total",
+            [({"percentile": share}, sum(buckets[counts.bounds.index(objective) + 1 :]))
+             for share, objective in zip(("50", "95", "99"), self.settings.objectives, strict=True)],
+        )  # fmt: skip
         families.add("nginx_log_lines_lost_total", [({}, lost)])
 
     def _worker(self, address: str) -> dict[str, str]:

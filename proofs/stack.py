@@ -38,6 +38,9 @@ SMALL_BUDGET = {
     "ENABLE_LAB": "0",
     "IPV6": "true",
     "LOCUST": "off",
+    "METRICS": "off",
+    "PROMETHEUS_KEEP_DAYS": "15",
+    "PROMETHEUS_KEEP_MB": "1024",
     "FORWARDED_HEADERS_FROM": "",
     "PROXY_PROTOCOL_FROM": "",
     "SERVER_NAMES": "~.",
@@ -191,6 +194,7 @@ class Stack:
         self.http_port, self.locust_port, self.app_port = ports, ports + 1, ports + 5
         # Before the app's are those of its observer (+ 4) and of nginx's counters (+ 3).
         self.live_port = ports + 18
+        self.prometheus_port = ports + 17
         self.https_port = ports + 19
         self.project = f"proof-{name}-{ports}"
         self.rows = (
@@ -201,6 +205,7 @@ class Stack:
                 "LOCUST_MASTER_PORT": str(ports + 2),
                 "APP_PORT": str(self.app_port),
                 "LIVE_PORT": str(self.live_port),
+                "PROMETHEUS_PORT": str(self.prometheus_port),
                 "HTTPS_PORT": str(self.https_port),
             }
             | rows

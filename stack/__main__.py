@@ -62,7 +62,8 @@ def run(command: str) -> int:
         module.up(settings, table)
         live = f"http://localhost:{settings.live_port}/ (live)"
         locust = f", http://localhost:{settings.locust_ui_port}/ (Locust)" if settings.locust == "on" else ""
-        say(f"up after {time.monotonic() - start:.1f} s: {settings.url()}/ (nginx), {live}{locust}")
+        metrics = f", http://localhost:{settings.prometheus_port}/ (Prometheus)" if settings.metrics == "on" else ""
+        say(f"up after {time.monotonic() - start:.1f} s: {settings.url()}/ (nginx), {live}{metrics}{locust}")
     elif command == "down":
         module.down(settings)
     elif command == "trace":

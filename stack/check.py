@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
+
 from app.server import budget, cpus, space
 from app.server.settings import SettingsError, read
 from stack import certificate, compose, debian, native, static, swarm
@@ -18,7 +20,8 @@ from stack.settings import GIVEN, ROOT, StackSettings, app_variables, faults, pr
 
 BIN = Path(sys.executable).parent
 # The stack's own code; beside it in app/ is the user's, in their own style.
-CODE = ("app/demo", "app/server", "bench", "examples", "learn", "live", "loadtest", "proofs", "renew", "stack", "tests")
+CODE = ("app/demo", "app/server", "bench", "examples", "learn", "live", "loadtest", "prometheus", "proofs", "renew",
+        "stack", "tests")  # fmt: skip
 
 
 def check() -> int:
@@ -45,6 +48,12 @@ def check() -> int:
     ]
     if settings.static_root:
         checks.append(("STATIC_ROOT", lambda: static.check(settings)))
+    if command := promtool():
+        checks.append(("the alerts and their tests", lambda: hold_rules(command)))
+    else:
+        say(
+            "skipped the tests of the alerts: no promtool is installed here (package prometheus), nor is the image here"
+        )
     if settings.tls == "files":
         checks.append(("the certificate", lambda: certificate.check(settings, in_compose=engine is not None)))
     if not engine and binary:
@@ -122,6 +131,25 @@ def _nginx(binary: str | None, settings: StackSettings, table: dict[str, str]) -
     return note
 
 
+def promtool() -> list[str] | None:
+    """The command, in the folder prometheus/; None where neither the package nor the image is here."""
+    if path := debian.found("promtool"):
+        return [path]
+    image = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"]["image"]
+    asked = ["docker", "image", "inspect", image]
+    if not debian.found("docker") or subprocess.run(asked, capture_output=True).returncode:
+        return None
+    mounts = ["--volume", f"{ROOT}/prometheus:/etc/prometheus:ro", "--workdir", "/etc/prometheus"]
+    return ["docker", "run", "--rm", "--network", "none", *mounts, "--entrypoint", "promtool", image]
+
+
+def hold_rules(command: list[str]) -> str:
+    """Raises Failure with promtool's words where the configuration is wrong, or a test of the rules fails."""
+    for arguments in (["check", "config", "prometheus.yml"], ["test", "rules", "rules_test.yml"]):
+        _run([*command, *arguments], ROOT / "prometheus")
+    return ""
+
+
 def _nginx_in_the_image() -> str:
     # A project of its own: Compose makes the networks of a container that it runs, and leaves them. Without the user's
     # docker-compose.override.yml: a network with a fixed subnet cannot be made twice.
@@ -143,8 +171,8 @@ def _tool(name: str, *arguments: str) -> str:
     return _run([str(BIN / name), *arguments])
 
 
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
+def _run(command: list[str], folder: Path = ROOT) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ)
     if done.returncode:
         raise Failure((done.stdout + done.stderr).strip())
     return ""

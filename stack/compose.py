@@ -118,6 +118,7 @@ def _up(settings: StackSettings) -> None:
     # Compose leaves what a profile no longer has.
     optional = {
         "acme": settings.tls == "acme",
+        "prometheus": settings.metrics == "on",
         "locust": settings.locust == "on",
         "locust-worker": settings.locust == "on",
     }

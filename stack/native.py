@@ -21,7 +21,7 @@ from app.server.settings import Settings as AppSettings
 from stack import cache, certificate, debian, static
 from stack.alone import alone
 from stack.console import Failure, accepts, answers, app_fault, say, wait_for
-from stack.render import reload_line, render
+from stack.render import reload_line, render, render_prometheus
 from stack.settings import GIVEN, ROOT, StackSettings, app_variables, project
 
 BIN = Path(sys.executable).parent
@@ -66,6 +66,16 @@ def hold_to_http3(settings: StackSettings, path: str) -> None:
             f"HTTP3=on: {path} was built without HTTP/3 ({built.split()[2]}); set HTTP3=off, or install nginx 1.25 or "
             "newer with --with-http_v3_module"
         )
+
+
+def prometheus() -> str:
+    """The path of Prometheus. Raises Failure with one line where it is not installed."""
+    if path := debian.found("prometheus"):
+        return path
+    raise Failure(
+        "METRICS=on: prometheus is not installed; sudo apt-get install prometheus (and systemctl disable --now "
+        "prometheus: the package starts one of its own, on port 9090), or set METRICS=off"
+    )
 
 
 def environment(settings: StackSettings, table: dict[str, str]) -> dict[str, str]:
@@ -113,9 +123,16 @@ def commands(settings: StackSettings) -> dict[str, str]:
         "app": f"exec {BIN}/python -m app.server",
         "nginx": f"exec {nginx()} -e stderr -c {run}/nginx/nginx.conf -g '{user}daemon off;'",
         # Started again when it ends: honcho would end the stack with it.
-        "live": f"exec {BIN}/python -m stack.again {BIN}/python -m live",
+        "live": f"exec env APP_REPLICAS=1 {BIN}/python -m stack.again {BIN}/python -m live",
     }
     after = f"exec {BIN}/python -m stack.after http://127.0.0.1"
+    if settings.metrics == "on":
+        found["prometheus"] = (
+            f"exec {BIN}/python -m stack.again {prometheus()} --config.file={run}/prometheus.yml "
+            f"--storage.tsdb.path={run}/prometheus --storage.tsdb.retention.time={settings.prometheus_keep_days}d "
+            f"--storage.tsdb.retention.size={settings.prometheus_keep_mb}MB --log.level=warn "
+            f"--web.listen-address=127.0.0.1:{settings.prometheus_port}"
+        )
     if settings.tls == "acme":
         # Once nginx can answer the CA.
         found["acme"] = f"{after}:{settings.http_port}/nginx-health {BIN}/python -m renew"
@@ -208,6 +225,8 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
     binary = nginx()
     version = nginx_version(binary)
     hold_to_http3(settings, binary)
+    if settings.metrics == "on":
+        prometheus()
     _check_ports(settings)
     certificate.prepare(settings, in_compose=False)
     static.check(settings)
@@ -216,6 +235,7 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
     (run / "data").mkdir(parents=True, exist_ok=True)
     _migrate(settings, table, environ, "nothing was started")
     left_out = render(environ, run / "nginx", version)
+    render_prometheus(settings, run)
     if left_out:
         say(f"nginx {'.'.join(map(str, version))} has no {', '.join(left_out)}: left out (docs/native.md)")
     with open(run / "stack.log", "w") as log:
@@ -230,6 +250,8 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
             raise Failure("a process of the stack ended")
         workers = [f"{settings.app_port + slot}/readyz" for slot in range(settings.listeners)]
         parts = [f"{settings.http_port}/nginx-health", f"{settings.live_port}/", *workers]
+        if settings.metrics == "on":
+            parts.append(f"{settings.prometheus_port}/-/ready")
         if settings.locust == "on":
             parts.append(f"{settings.locust_ui_port}/")
         return all(answers(f"http://127.0.0.1:{part}") for part in parts)

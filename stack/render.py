@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -49,6 +50,14 @@ def render(values: dict[str, str], folder: Path, version: tuple[int, ...]) -> li
     environ = {"PATH": os.environ.get("PATH", os.defpath)} | values
     subprocess.run(["sh", str(ROOT / "nginx/40-upstream.sh")], env=environ, check=True)
     return left_out
+
+
+def render_prometheus(settings: StackSettings, folder: Path) -> None:
+    """Write its configuration: the same as in Compose, but for where the live service and the rules are."""
+    text = (ROOT / "prometheus/prometheus.yml").read_text()
+    text = text.replace("live:8090", f"127.0.0.1:{settings.live_port}")
+    text = text.replace("[rules.yml]", json.dumps([str(ROOT / "prometheus/rules.yml")]))
+    (folder / "prometheus.yml").write_text(text)
 
 
 def reload_line(settings: StackSettings) -> str:

@@ -75,6 +75,10 @@ class StackSettings(MigrationSettings, Settings):
     ipv6: Literal["true", "false"]
     locust_ui_port: Port
     live_port: Port
+    metrics: Literal["on", "off"]
+    prometheus_port: Port
+    prometheus_keep_days: Annotated[int, Field(ge=1, le=3650)]
+    prometheus_keep_mb: Annotated[int, Field(ge=64, le=1_048_576)]
     locust: Literal["on", "off"]
     locust_master_port: Port
     https_port: Port
@@ -127,6 +131,8 @@ class StackSettings(MigrationSettings, Settings):
     def published(self) -> list[tuple[str, int]]:
         """The rows and numbers of the ports that the stack takes on this machine, in both ways of running."""
         found = [("HTTP_PORT", self.http_port), ("LIVE_PORT", self.live_port)]
+        if self.metrics == "on":
+            found.append(("PROMETHEUS_PORT", self.prometheus_port))
         if self.locust == "on":
             found.append(("LOCUST_UI_PORT", self.locust_ui_port))
         if self.tls != "off":
@@ -257,7 +263,7 @@ def faults(settings: StackSettings) -> list[str]:
         )
     if settings.tls == "acme":
         found += _acme_faults(settings)
-    for row in ("http_port", "live_port", "locust_ui_port"):
+    for row in ("http_port", "live_port", "prometheus_port", "locust_ui_port"):
         if settings.tls != "off" and settings.https_port == getattr(settings, row):
             found.append(
                 f"HTTPS_PORT={settings.https_port} is {row.upper()} too; each needs a port of its own: change one"

@@ -12,6 +12,7 @@ from proofs.settings import (
     compose,
     http3,
     live,
+    metrics,
     nginx,
     rows,
     servers,
@@ -21,7 +22,7 @@ from proofs.settings import (
 
 TABLE: list[Setting | Unproven] = [
     setting
-    for part in (nginx, servers, balancers, tls, http3, upstream, cache, admission, app, compose, live, rows)
+    for part in (nginx, servers, balancers, tls, http3, upstream, cache, admission, app, compose, live, metrics, rows)
     for setting in part.SETTINGS
 ]
 

@@ -1,0 +1,245 @@
+"""Prometheus beside the stack: it finds what there is, each alert comes with its fault, and it can harm nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from prometheus import dashboard
+from proofs.conftest import lacks, require_engine, started
+from proofs.stack import DEADLINE, Patch, Stack, until
+from stack import debian
+
+# Seconds instead of minutes; no threshold is another.
+FAST: list[Patch] = [
+    ("prometheus/prometheus.yml", "scrape_interval: 5s", "scrape_interval: 1s"),
+    ("prometheus/prometheus.yml", "scrape_timeout: 4s", "scrape_timeout: 1s"),
+    ("prometheus/prometheus.yml", "evaluation_interval: 5s", "evaluation_interval: 1s"),
+    *(("prometheus/rules.yml", f"for: {long}", "for: 2s") for long in ("15s", "30s", "1m")),
+]
+
+
+@pytest.fixture(scope="module")
+def native_metrics() -> Iterator[Stack]:
+    if not debian.found("prometheus"):
+        lacks("prometheus is not installed (apt-get install prometheus)", "REQUIRE_PROMETHEUS")
+    yield from started(
+        Stack("native", "alerts", patches=FAST, METRICS="on", ENABLE_LAB="1", APP_MAX_REQUESTS_IN_FLIGHT="8")
+    )
+
+
+@pytest.fixture(scope="module")
+def compose_metrics() -> Iterator[Stack]:
+    require_engine()
+    yield from started(Stack("compose", "alerts", patches=FAST, METRICS="on"))
+
+
+@pytest.fixture(params=["native", "compose"])
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def metrics(way: str, request: pytest.FixtureRequest) -> Stack:
+    stack: Stack = request.getfixturevalue(f"{way}_metrics")
+    return stack
+
+
+def asked(stack: Stack, what: str, **parameters: str) -> Any:
+    url = f"http://127.0.0.1:{stack.prometheus_port}/api/v1/{what}"
+    answer = httpx.get(url, params=parameters, timeout=DEADLINE).json()
+    assert answer["status"] == "success", answer
+    return answer["data"]
+
+
+def query(stack: Stack, expression: str) -> list[float]:
+    """The values of a query, now."""
+    return [float(found["value"][1]) for found in asked(stack, "query", query=expression)["result"]]
+
+
+def firing(stack: Stack) -> set[str]:
+    return {alert["labels"]["alertname"] for alert in asked(stack, "alerts")["alerts"] if alert["state"] == "firing"}
+
+
+def fires(stack: Stack, *alerts: str) -> None:
+    until(f"{alerts} among those that fire", lambda: set(alerts) <= firing(stack))
+
+
+def test_every_query_of_the_dashboard_gives_data_and_no_alert_comes_without_a_fault(metrics: Stack) -> None:
+    with metrics.client() as client:
+
+        def nothing_missing() -> bool:
+            for path in ("/", "/items", "/work/io?ms=20"):
+                assert client.get(path).status_code == 200
+            found = [query(metrics, expression) for expression in dashboard.queries()]
+            # A number that is none is a share of no requests.
+            return all(values and all(value == value for value in values) for values in found)
+
+        until("data for every query", nothing_missing)
+    wrong = [rule for group in asked(metrics, "rules")["groups"] for rule in group["rules"] if rule["health"] == "err"]
+    assert not wrong, wrong
+    assert firing(metrics) == set()
+
+
+@contextlib.contextmanager
+def meanwhile(stack: Stack, path: str, count: int) -> Iterator[None]:
+    """`count` clients ask for `path` over and over."""
+    over = threading.Event()
+
+    def ask() -> None:
+        with stack.client() as client:
+            while not over.is_set():
+                client.get(path)
+
+    with ThreadPoolExecutor(count) as pool:
+        for _ in range(count):
+            pool.submit(ask)
+        try:
+            yield
+        finally:
+            over.set()
+
+
+def test_a_blocked_event_loop_is_an_alert(native_metrics: Stack) -> None:
+    with meanwhile(native_metrics, "/work/block?ms=3500", 1):
+        fires(native_metrics, "EventLoopBlocked")
+    until("its end", lambda: "EventLoopBlocked" not in firing(native_metrics))
+
+
+def test_a_worker_that_is_killed_is_an_alert(native_metrics: Stack) -> None:
+    native_metrics.kill(native_metrics.workers()[0]["pid"])
+    fires(native_metrics, "WorkersKilled")
+
+
+def test_a_reload_that_fails_is_an_alert(native_metrics: Stack) -> None:
+    code = native_metrics.root / "app/demo/main.py"
+    before = code.read_text()
+    code.write_text(f"{before}\nraise RuntimeError('a fault')\n")
+    try:
+        assert native_metrics.make("reload").returncode
+    finally:
+        code.write_text(before)
+    fires(native_metrics, "ReloadFailed")
+
+
+def test_answers_that_come_too_late_are_alerts(native_metrics: Stack) -> None:
+    with meanwhile(native_metrics, "/work/io?ms=5000", 4):
+        fires(native_metrics, "DeadlinesMissed", "ErrorBudget", "SlowRequests")
+
+
+def test_requests_that_are_refused_are_an_alert(native_metrics: Stack) -> None:
+    with meanwhile(native_metrics, "/work/io?ms=1000", 24):
+        fires(native_metrics, "RequestsRefused")
+
+
+# --- in containers ------------------------------------------------------------------------------------------
+
+
+def execute(stack: Stack, *command: str, seconds: float = DEADLINE) -> subprocess.CompletedProcess[str]:
+    (container,) = stack.containers("prometheus")
+    return subprocess.run(["docker", "exec", container, *command], capture_output=True, text=True, timeout=seconds)
+
+
+def test_prometheus_is_on_loopback_with_no_rights_and_bounds(compose_metrics: Stack) -> None:
+    stack = compose_metrics
+    (container,) = stack.containers("prometheus")
+    found = stack.inspect(container)
+    (bound,) = [b for each in found["NetworkSettings"]["Ports"].values() for b in each or ()]
+    assert (bound["HostIp"], bound["HostPort"]) == ("127.0.0.1", str(stack.prometheus_port))
+    host = found["HostConfig"]
+    assert all(host[limit] for limit in ("Memory", "NanoCpus", "PidsLimit")), "a limit is missing"
+    status = execute(stack, "cat", "/proc/1/status").stdout
+    assert "CapBnd:\t0000000000000000" in status
+    assert "NoNewPrivs:\t1" in status
+    assert "Uid:\t0" not in status
+    assert execute(stack, "touch", "/etc/written").returncode, "its root file system is writable"
+    flags = asked(stack, "status/flags")
+    assert (flags["storage.tsdb.retention.time"], flags["storage.tsdb.retention.size"]) in (
+        ("15d", "1GiB"),
+        ("15d", "1024MB"),
+    )
+    (data,) = [mount for mount in found["Mounts"] if mount["Destination"] == "/prometheus"]
+    assert data["Name"] == f"{stack.project}_prometheus", "what it keeps goes with its container"
+    first = datetime.fromisoformat(found["State"]["Health"]["Log"][0]["Start"])
+    waited = (first - datetime.fromisoformat(found["State"]["StartedAt"])).total_seconds()
+    assert waited < 20, f"nobody asked for its health for {waited:.0f} s"
+
+
+def test_the_health_check_notices_a_prometheus_that_stands_still(compose_metrics: Stack) -> None:
+    stack = compose_metrics
+    (container,) = stack.containers("prometheus")
+    found = stack.inspect(container)
+    check = found["Config"]["Healthcheck"]["Test"][1:]
+    assert execute(stack, *check).returncode == 0
+    os.kill(found["State"]["Pid"], signal.SIGSTOP)
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert execute(stack, *check, seconds=4).returncode, "it is called healthy"
+    finally:
+        os.kill(found["State"]["Pid"], signal.SIGCONT)
+
+
+def test_prometheus_cannot_name_a_client_for_it_does_not_reach_the_app(compose_metrics: Stack) -> None:
+    stack = compose_metrics
+    (app,) = stack.containers("app")
+    (address,) = [n["IPAddress"] for n in stack.inspect(app)["NetworkSettings"]["Networks"].values()]
+    ask = ("wget", "-q", "-T", "3", "-O", "-")
+    reached = [
+        target
+        for target in ("app:8000", f"{address}:8000", f"{address}:7999", "live:8090")
+        if execute(stack, *ask, f"http://{target}/metrics").returncode == 0
+    ]
+    assert reached == ["live:8090"]
+
+
+def test_replicas_are_found_and_one_that_does_not_answer_is_an_alert(compose_metrics: Stack) -> None:
+    stack = compose_metrics
+    stack.scale(2)
+    until("metrics of both replicas", lambda: len(query(stack, "app_generation")) == 2)
+    (silent, _) = stack.containers("app")
+    subprocess.run(["docker", "pause", silent], check=True, capture_output=True)
+    try:
+        fires(stack, "ReplicaSilent")
+        assert "Down" not in firing(stack)
+    finally:
+        subprocess.run(["docker", "unpause", silent], check=True, capture_output=True)
+    until("its end", lambda: "ReplicaSilent" not in firing(stack))
+    stack.compose("stop", "app")
+    fires(stack, "Down", "ReplicasMissing")
+    stack.compose("start", "app")
+    until("its end", lambda: "Down" not in firing(stack))
+    stack.scale(1)
+
+
+@pytest.mark.parametrize(("service", "alert"), [("nginx", "Down"), ("live", "MetricsMissing")])
+def test_what_is_gone_is_an_alert(compose_metrics: Stack, service: str, alert: str) -> None:
+    stack = compose_metrics
+    stack.compose("stop", service)
+    try:
+        fires(stack, alert)
+    finally:
+        stack.compose("start", service)
+    until("its end", lambda: alert not in firing(stack))
+
+
+def test_without_the_row_nothing_of_it_runs_and_what_it_kept_stays(compose_metrics: Stack) -> None:
+    stack = compose_metrics
+    since = time.time() - 10
+    done = stack.make("up", METRICS="off", COMPOSE_PROFILES="tls-off,locust-off,metrics-off")
+    assert done.returncode == 0, done.stderr
+    assert not stack.containers("prometheus")
+    done = stack.make("up")
+    assert done.returncode == 0, done.stderr
+    old = asked(stack, "query", query="nginx_up", time=str(since))["result"]
+    assert old, "what Prometheus kept went with its container"
