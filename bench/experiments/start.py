@@ -66,7 +66,7 @@ def _stack(command: str) -> list[str]:
 @contextlib.contextmanager
 def _own_stack(way: str) -> Iterator[dict[str, str]]:
     """The environment of a stack of its own name and ports; whatever became of it is gone at the end."""
-    names = ("HTTP_PORT", "LOCUST_UI_PORT", "LOCUST_MASTER_PORT", "LIVE_PORT")
+    names = ("HTTP_PORT", "LOCUST_UI_PORT", "LOCUST_MASTER_PORT", "LIVE_PORT", "PROMETHEUS_PORT")
     workers = checked()[0].workers
     # The last have one for each worker, after those of nginx's counters and the observer.
     found = free_ports(len(names) + 2 + workers)
