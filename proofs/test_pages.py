@@ -25,6 +25,12 @@ ELSEWHERE = {
     ("docs/capacity.md", 0): "proofs/test_capacity.py::"
     "test_the_rate_of_an_app_whose_capacity_is_known_is_found_and_its_rows_are_written",
     ("docs/capacity.md", 1): CAPACITY,
+    ("docs/alerts.md", 0): "proofs/test_prometheus.py::"
+    "test_every_query_of_the_dashboard_gives_data_and_no_alert_comes_without_a_fault",
+    **dict.fromkeys(
+        [("docs/cluster.md", number) for number in range(3)],
+        "proofs/test_swarm.py::test_each_node_answers_with_its_own_app_and_the_clients_address",
+    ),
     ("docs/https.md", 2): "proofs/test_acme.py::test_a_fresh_machine_has_its_certificate_without_a_restart",
     ("docs/logs-and-metrics.md", 0): "proofs/test_commands.py::test_a_request_is_traced_through_all_tiers",
     ("docs/logs-and-metrics.md", 1): "proofs/test_observer.py::"
