@@ -19,14 +19,14 @@ QUESTION = (
     "What do the observer and the live service take while a page watches, all metrics are scraped each second, and 100 "
     "requests come in a second?"
 )
-ROUNDS = 5
-ROUND_SECONDS = 6.0
+ROUNDS = 3
+ROUND_SECONDS = 4.0
 REQUESTS_IN_A_SECOND = 100
 GOALS = {"MB": Goal("at most", 40), "CPU": Goal("at most", 2)}
 
 
 def seconds() -> float:
-    return ROUNDS * ROUND_SECONDS + 10
+    return ROUNDS * ROUND_SECONDS + 5
 
 
 def run(progress: Progress) -> Result:
