@@ -1,6 +1,6 @@
 """The stack on three machines: real engines in one Docker Swarm, whose power and cables are cut.
 
-One cluster for all of it, and one load: its clients ask all nodes in turn, and move on only when no byte was sent.
+One cluster for all of it, and one load: its clients ask all nodes in turn, and move on only when no app got a byte.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class SwarmStack(Stack):
 
 
 class NodeConnections:
-    """Keep-alive connections to all nodes, which take turns. A request moves on where no byte of it was sent."""
+    """Keep-alive connections to all nodes, which take turns.
+
+    A request moves on where no byte of it was sent, and at 503, which says that no byte has reached an app.
+    """
 
     def __init__(self, addresses: list[str]) -> None:
         self.to = {address: NodeConnection(address) for address in addresses}
@@ -87,7 +90,10 @@ class NodeConnections:
                 connections.avoided = time.monotonic() + 1
                 continue
             self.sent[key] = address
-            return await connections.ask_on(connection, request)
+            status = await connections.ask_on(connection, request)
+            # The stack's word that no byte has reached an app: of an nginx, say, that has just started and knows none yet.
+            if status != 503:
+                return status
         raise ConnectionError("no node accepts")
 
     def close(self) -> None:
