@@ -91,7 +91,7 @@ class NodeConnections:
                 continue
             self.sent[key] = address
             status = await connections.ask_on(connection, request)
-            # The stack's word that no byte has reached an app: of an nginx, say, that has just started and knows none yet.
+            # No byte has reached an app: an nginx that has just started, say, and knows none yet.
             if status != 503:
                 return status
         raise ConnectionError("no node accepts")
