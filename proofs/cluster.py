@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from proofs import certificates
-from proofs.conftest import lacks, require_engine
+from proofs.conftest import engine_answers, lacks, require_engine
 from proofs.stack import until
 
 BOOT = """
@@ -286,7 +287,10 @@ def cluster() -> Iterator[Cluster]:
 
 
 if __name__ == "__main__":
+    if not engine_answers() or why_not():
+        sys.exit(why_not() if engine_answers() else "no Docker engine answers (docker version)")
     with cluster() as tried:
+        print("export BUILD_HOST=unix:///var/run/docker.sock WAY=swarm", flush=True)
         print(f"export DOCKER_HOST={tried.manager.host} REGISTRY={tried.registry}", flush=True)
         print(f"nodes: {' '.join(node.address for node in tried.nodes)}; Ctrl-C stops it", flush=True)
         with suppress(KeyboardInterrupt):

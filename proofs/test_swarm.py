@@ -220,7 +220,7 @@ def test_only_nginx_is_reached_from_outside_a_node(swarm: SwarmStack) -> None:
     services = swarm.cluster.manager.docker("service", "ls", "--format", "{{.Name}} {{.Ports}}").split()
     assert sorted(services) == [f"{swarm.project}_app", f"{swarm.project}_nginx"], services
     for node in swarm.cluster.nodes:
-        for port in (8000, 8001, 8089, 9090):
+        for port in (7999, 8000, 8001, 8081, 8089, 8090, 9090):
             with socket.socket() as trial:
                 trial.settimeout(1)
                 assert trial.connect_ex((node.address, port)) != 0, f"{node.name} answers on {port}"
