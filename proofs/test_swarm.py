@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -24,8 +22,7 @@ import pytest
 
 from proofs.cluster import Cluster, Node, cluster
 from proofs.open_loop import Connection, Connections, OpenLoop, Outcome
-from proofs.stack import PATIENT_BUDGET, ROOT, Stack, until
-from proofs.test_load_balancer import haproxy
+from proofs.stack import PATIENT_BUDGET, Stack, until
 
 pytestmark = pytest.mark.xdist_group("swarm")
 # 300 POSTs and 200 GETs of 100 ms a second.
@@ -266,20 +263,6 @@ def well(node: Node) -> bool:
         return False
 
 
-def test_nothing_is_lost_when_an_engine_is_stopped_and_comes_back(swarm: SwarmStack) -> None:
-    node = swarm.cluster.nodes[2]
-    with load(swarm) as running:
-        os.kill(node.engine(), signal.SIGTERM)
-        node.starter.wait(timeout=60)
-        running.run_for(1)
-        node.start()
-        node.ready()
-        until("its app answers", lambda: well(node))
-        running.run_for(1)
-    swarm.cluster.settle()
-    running.outcome.assert_nothing_lost_or_doubled()
-
-
 def assert_only_the_dead_ones_were_lost(running: OpenLoop, node: Node) -> None:
     outcome = running.outcome
     assert set(lost_by_node(running)) <= {node.address}, (
@@ -299,145 +282,3 @@ def test_a_cable_that_is_cut_loses_only_what_was_in_flight_there(swarm: SwarmSta
         until("its app answers", lambda: well(node))
     assert_only_the_dead_ones_were_lost(running, node)
     swarm.cluster.settle()
-
-
-def test_a_power_cut_of_the_leader_loses_only_what_was_in_flight_and_a_deploy_meanwhile_ends(
-    swarm: SwarmStack,
-) -> None:
-    """And the node has the new version when it is back."""
-    names = swarm.cluster.manager.docker("node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}").splitlines()
-    (leader,) = [node for node in swarm.cluster.nodes if f"{node.name} Leader" in names]
-    other = next(node for node in swarm.cluster.nodes if node != leader)
-    with load(swarm) as running:
-        leader.kill()
-        swarm.ask(other)
-        until("another leader", lambda: "Leader" in other.docker("node", "ls", check=False))
-        until("it is known to be down", lambda: "Down" in other.docker("node", "ls", check=False))
-        said = swarm.deploy()
-        leader.start()
-        leader.ready()
-        until("its app answers", lambda: well(leader))
-    assert f"{leader.name} is down: it gets the version on its return" in said
-    assert_only_the_dead_ones_were_lost(running, leader)
-    swarm.cluster.settle()
-    until("it has the new version", lambda: swarm.version(leader) == swarm.version(other))
-
-
-def test_a_registry_that_is_down_stops_nothing_that_runs(swarm: SwarmStack) -> None:
-    subprocess.run(["docker", "stop", swarm.cluster.lan], check=True, capture_output=True)
-    try:
-        with load(swarm) as running:
-            done = swarm.make("deploy", VERSION="20200101-000000")
-        assert done.returncode == 1
-        assert "the manager cannot pull it" in done.stderr
-        running.outcome.assert_nothing_lost_or_doubled()
-    finally:
-        subprocess.run(["docker", "start", swarm.cluster.lan], check=True, capture_output=True)
-
-
-def refused(swarm: SwarmStack, **rows: str) -> str:
-    done = swarm.make("deploy", **rows)
-    assert done.returncode != 0, done.stdout
-    (line,) = done.stderr.strip().splitlines()
-    return line
-
-
-def test_what_a_swarm_cannot_do_is_said_in_a_line_before_anything_is_changed(swarm: SwarmStack) -> None:
-    first = swarm.cluster.manager
-    worker = next(node for node in swarm.cluster.nodes if node != first)
-    before = first.docker("service", "ls")
-    assert "no engine answers" in refused(swarm, DOCKER_HOST="unix:///nowhere.sock")
-    assert "in no swarm" in refused(swarm, DOCKER_HOST=swarm.environ["BUILD_HOST"])
-    assert "REGISTRY is empty" in refused(swarm, REGISTRY="")
-    assert "APP_REPLICAS=2" in refused(swarm, APP_REPLICAS="2")
-    assert "STICKY_SESSIONS=address" in refused(swarm, STICKY_SESSIONS="address")
-    assert "cannot pull it" in refused(swarm, VERSION="20200101-000000")
-    assert "another stack" in refused(swarm, REGISTRY=f"{swarm.rows['REGISTRY']}/other")
-    assert "MiB of memory" in refused(swarm, NGINX_MEMORY="800g")
-    subprocess.run(["docker", "-H", first.host, "config", "create", f"{swarm.project}_deploying", "-"],
-                   input="ada@desk", text=True, check=True, capture_output=True)  # fmt: skip
-    assert "another deploy" in (line := refused(swarm))
-    assert "ada@desk" in line
-    first.docker("config", "rm", f"{swarm.project}_deploying")
-    first.docker("node", "demote", worker.name)
-    until("it is a worker", lambda: worker.docker("info", "-f", "{{.Swarm.ControlAvailable}}") == "false")
-    assert "is a worker; ask a manager" in refused(swarm, DOCKER_HOST=worker.host)
-    first.docker("node", "promote", worker.name)
-    until("it is a manager", lambda: worker.docker("info", "-f", "{{.Swarm.ControlAvailable}}") == "true")
-    assert first.docker("service", "ls") == before
-
-
-def test_the_load_test_runs_on_all_nodes_and_leaves_its_report(swarm: SwarmStack) -> None:
-    reports = set((ROOT / "reports").glob("*/summary.json"))
-    rows = {"LOADTEST_SECONDS": "3", "LOADTEST_WARMUP_SECONDS": "1", "LOADTEST_USERS": "6", "SLO_MIN_RPS": "1"}
-    slow = {"SLO_P50_MS": "60000", "SLO_P95_MS": "60000", "SLO_P99_MS": "60000"}
-    done = swarm.make("loadtest", **rows, **slow)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 users in 3 processes" in done.stdout
-    (report,) = set((ROOT / "reports").glob("*/summary.json")) - reports
-    try:
-        assert json.loads(report.read_text())["measured"]["requests"] > 0
-    finally:
-        shutil.rmtree(report.parent)
-    assert "-load" not in swarm.cluster.manager.docker("stack", "ls", "--format", "{{.Name}}")
-
-
-HAPROXY = ROOT / "examples/cluster/haproxy.cfg"
-
-
-@contextmanager
-def balancer(made: Cluster, folder: Path) -> Iterator[str]:
-    """examples/cluster/haproxy.cfg as it is, but for the addresses; its own address."""
-    address = made.ipv4(100)
-    text = HAPROXY.read_text().replace("bind :80", f"bind {address}:8088")
-    for node in made.nodes:
-        text = text.replace(f"192.0.2.{node.number}:80", f"{node.address}:80 source {address}")
-    (folder / "haproxy.cfg").write_text(text)
-    process = subprocess.Popen([haproxy(), "-db", "-f", str(folder / "haproxy.cfg")], stderr=subprocess.DEVNULL)
-    try:
-        until("HAProxy answers", lambda: httpx.get(f"http://{address}:8088/").status_code == 200)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def test_behind_a_balancer_clients_that_never_retry_lose_nothing(swarm: SwarmStack, tmp_path: Path) -> None:
-    """While all nodes get a new version and a new nginx, and one is drained."""
-    node = swarm.cluster.nodes[1]
-    with balancer(swarm.cluster, tmp_path) as address:
-        seen = httpx.get(f"http://{address}:8088/").json()
-        assert seen["client"] == address, "HAProxy's own client, here"
-        with OpenLoop(swarm, RATE, ledger=ask_all_ledgers, post_share=POSTS, get_paths=GETS,
-                      connections=OneBalancer(address)) as running:  # fmt: skip
-            running.run_for(1)
-            swarm.deploy(GZIP_MIN_BYTES="1026")
-            swarm.cluster.manager.docker("node", "update", "--availability", "drain", node.name)
-            until("nothing runs there", lambda: not node.docker("ps", "--quiet"))
-            swarm.cluster.manager.docker("node", "update", "--availability", "active", node.name)
-            until("its app answers", lambda: well(node))
-    running.outcome.assert_nothing_lost_or_doubled()
-
-
-class OneBalancer:
-    """Keep-alive connections to the balancer alone; nothing is sent twice, and nobody moves on."""
-
-    def __init__(self, address: str) -> None:
-        self.to = NodeConnection(address, 8088)
-
-    async def ask(self, request: bytes) -> int:
-        return await self.to.ask_on(await self.to.take(), request)
-
-    def close(self) -> None:
-        self.to.close()
-
-
-def test_without_a_quorum_the_survivor_serves_and_a_deploy_says_why_it_cannot(swarm: SwarmStack) -> None:
-    """The last: two of three managers are gone for good."""
-    survivor, *others = sorted(swarm.cluster.nodes, key=lambda node: node != swarm.cluster.manager)
-    for node in others:
-        node.kill()
-    assert all(httpx.get(f"http://{survivor.address}/").json()["replica"] == f"app-{survivor.id}" for _ in range(20))
-    done = swarm.make("deploy")
-    assert done.returncode == 1
-    assert "the swarm has no leader" in done.stderr, done.stderr

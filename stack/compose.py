@@ -74,9 +74,9 @@ def check_configuration() -> None:
             raise Failure(f"the secret {name} has no file {secret['file']}: write it there")
 
 
-def configuration(*options: str) -> dict[str, Any]:
+def configuration() -> dict[str, Any]:
     """What Compose makes of its files and variables. Raises Failure with its line where it refuses them."""
-    asked = subprocess.run([*COMPOSE, *options, "config", "--format", "json"], capture_output=True, text=True)
+    asked = subprocess.run([*COMPOSE, "config", "--format", "json"], capture_output=True, text=True)
     if asked.returncode:
         raise Failure(asked.stderr.strip())
     found: dict[str, Any] = json.loads(asked.stdout)

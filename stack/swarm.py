@@ -21,7 +21,7 @@ from typing import Any
 from stack import certificate, compose
 from stack.alone import alone
 from stack.console import Failure, app_fault, say
-from stack.settings import ROOT, StackSettings, project
+from stack.settings import StackSettings, project
 from stack.stackfile import StackFile, bytes_of, generate
 
 PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -280,7 +280,7 @@ def _deploy_in_steps(made: StackFile, settings: StackSettings) -> None:
     _stack_deploy(made.part(made.lasting()), "--prune")
 
 
-def _stack_deploy(text: str, *options: str, name: str = "") -> None:
+def _stack_deploy(text: str, *options: str) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(text)
         file.flush()
@@ -292,7 +292,7 @@ def _stack_deploy(text: str, *options: str, name: str = "") -> None:
             *options,
             "--compose-file",
             file.name,
-            name or project(),
+            project(),
         )
 
 
@@ -469,66 +469,5 @@ def check(settings: StackSettings) -> str:
 
 
 def loadtest(settings: StackSettings, table: dict[str, str]) -> int:
-    """Load from all nodes: a Locust worker on each, the master on the manager; the exit status is the load test's.
-
-    Nothing of it is published. The report comes to reports/.
-    """
-    del table
-    nodes = manager()
-    _configuration(settings)  # for its faults
-    here = _docker("info", "--format", "{{.Swarm.NodeID}}").strip()
-    if here not in _serving(nodes):
-        raise Failure("the manager that is asked is drained, and the report comes from it; ask another manager")
-    name = f"{project()}-load"
-    if _docker("service", "ls", "--quiet", "--filter", f"label={NAMESPACE}={name}"):
-        raise Failure(f"another load test runs; wait for its end, or: docker stack rm {name}")
-    locust = compose.configuration("--profile", "*")["services"]["locust"]
-    image = _build({"services": {"locust": locust}}, settings, {})["locust"]
-    document = _load_file(locust, image, here, len(_serving(nodes)))
-    (ROOT / "reports").mkdir(exist_ok=True)
-    try:
-        _stack_deploy(json.dumps(document), name=name)
-        return _follow(f"{name}_master", settings)
-    finally:
-        _docker("stack", "rm", "--detach=false", name, check=False)
-        _docker("volume", "rm", f"{name}_reports", check=False)
-
-
-def _load_file(locust: dict[str, Any], image: str, here: str, workers: int) -> dict[str, Any]:
-    """A stack of its own: the load test on the node `here`, a Locust worker on each."""
-    left_out = ("ports", "depends_on", "healthcheck", "volumes", "profiles")
-    service = {key: value for key, value in locust.items() if key not in left_out}
-    service |= {"networks": {"edge": None}, "restart": "no", "image": image}
-    environment = service["environment"] | {"LOADTEST_PROCESSES": str(workers), "LOADTEST_ELSEWHERE": "1"}
-    master = service | {"entrypoint": ["python", "-m", "loadtest", "/tmp"], "command": None, "environment": environment}
-    worker = service | {"command": ["--worker", "--master-host", "master"], "restart": "unless-stopped"}
-    worker["deploy"] = service["deploy"] | {"mode": "global"}
-    master["deploy"] = service["deploy"] | {"placement": {"constraints": [f"node.id == {here}"]}}
-    made = generate({"services": {"master": master, "worker": worker}, "networks": {"edge": {}}}, {}).document
-    # Not in memory: the report is fetched when the container has ended.
-    made["services"]["master"]["volumes"] = [{"type": "volume", "source": "reports", "target": "/tmp"}]
-    made["volumes"] = {"reports": {}}
-    made["networks"] = {"edge": {"external": True, "name": f"{project()}_edge"}}
-    return {"version": "3.13"} | made
-
-
-def _follow(service: str, settings: StackSettings) -> int:
-    """Show the load test's log until its end; fetch the report; its exit status."""
-    following = subprocess.Popen(["docker", "service", "logs", "--follow", "--raw", service])
-    end = time.monotonic() + settings.ready_seconds + settings.loadtest_seconds + settings.loadtest_warmup_seconds + 120
-    try:
-        while time.monotonic() < end:
-            for task in _tasks(service):
-                status = task["Status"]
-                if status["State"] in ("complete", "failed", "rejected"):
-                    container = status.get("ContainerStatus") or {}
-                    if not container.get("ContainerID"):
-                        raise Failure(f"the load test does not start: {status.get('Err', '')}")
-                    time.sleep(1)  # for the last lines
-                    _docker("cp", f"{container['ContainerID']}:/tmp/.", str(ROOT / "reports"))
-                    return int(container.get("ExitCode", 0))
-            time.sleep(0.5)
-    finally:
-        following.terminate()
-        following.wait()
-    raise Failure("the load test did not end in its time")
+    del settings, table
+    raise Failure("WAY=swarm has no load test yet: load it from another machine, with a stack of its own there")
