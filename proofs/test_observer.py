@@ -30,7 +30,7 @@ class Observed(Server):
     """A master, its workers and their observer."""
 
     def ask(self, path: str) -> str:
-        return httpx.get(f"http://127.0.0.1:{self.port - 1}{path}", timeout=5).raise_for_status().text
+        return self.get(path, slot=-1).raise_for_status().text
 
     def state(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.ask("/state"))
@@ -161,6 +161,19 @@ def test_counts_are_what_was_sent_through_reload_recycling_and_kill(observed: Ob
     assert {worker["requests"] for worker in observed.state()["workers"]} == {50}, (
         "they are of the processes before too"
     )
+
+
+def test_counts_are_what_was_sent_while_workers_are_recycled(tmp_path: Path) -> None:
+    with serving(Observed(tmp_path, MAX_REQUESTS="30", MAX_REQUESTS_JITTER="0")) as server:
+        until("an answer of the observer", lambda: answers(server))
+        for sent in range(10, 160, 10):
+            for number in range(10):
+                assert server.get("/", number % 2).status_code == 200
+            assert server.sum("http_requests_total") == sent
+        until("two workers recycled", lambda: server.sum("app_worker_exits_total", '"max_requests"') >= 2)
+        assert server.sum("app_worker_exits_total") == server.sum("app_worker_exits_total", '"max_requests"')
+        assert server.sum("http_requests_total") == 150
+        assert server.sum("http_requests_in_flight") == server.sum("http_requests_cut_total") == 0
 
 
 def test_a_thousand_paths_and_methods_add_no_series(observed: Observed) -> None:
