@@ -22,11 +22,13 @@ NGINX_BUFFER = 16_384
 HISTORY = 120
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 # Why a request got its answer. The first is the app's own answer, whatever its status; all others are nginx's.
-CAUSES = ("app", "full", "client_limit", "silent", "lost", "down", "client_left", "host", "too_large", "bad_request",
+CAUSES = ("app", "cache", "full", "client_limit", "silent", "lost", "down", "client_left", "host", "too_large", "bad_request",
           "nginx")  # fmt: skip
 RESULTS = ("answered", "failed", "silent", "cut")
-# Requests that were tried at the app: how long a refusal took says nothing of how fast the answers are.
-TIMED = ("app", "silent", "lost")
+# Requests for an answer of the app: how long a refusal took says nothing of how fast the answers are.
+TIMED = ("app", "cache", "silent", "lost")
+# nginx's words for an answer that its cache gave, whether or not the app was asked if it is still right.
+FROM_CACHE = ("HIT", "STALE", "UPDATING", "REVALIDATED")
 _BY_STATUS = {413: "too_large", 421: "host", 429: "client_limit", 499: "client_left", 502: "lost", 504: "silent"}
 _BAD = (0, 400, 405, 408, 414, 494, 495, 496, 497, 501, 505)
 
@@ -48,7 +50,7 @@ def parse(line: bytes) -> Line | None:
     """None for a line that is no whole one, as when the file was full in its middle."""
     try:
         status_text, addresses, statuses, rest = line.decode("ascii", "replace").split("|", 3)
-        kind, header_times, seconds = rest.rsplit("|", 2)
+        kind, header_times, cached, seconds = rest.rsplit("|", 3)
         status = int(status_text)
         whole, _, thousandths = seconds.partition(".")
         milliseconds = int(whole) * 1000 + int(thousandths)
@@ -60,9 +62,14 @@ def parse(line: bytes) -> Line | None:
     tried = list(zip(*(each.replace(" : ", ", ").split(", ") for each in (addresses, statuses, header_times)),
                      strict=False))  # fmt: skip
     tries = tuple((address, _result(code, header)) for address, code, header in tried if ":" in address)
-    answered = bool(tries) and tries[-1][1] == "answered" and tried[-1][1] == status_text
+    if cached in FROM_CACHE:
+        cause = "cache"
+    elif tries and tries[-1][1] == "answered":
+        cause = "app"  # also where nginx makes a 206 or a 304 of it
+    else:
+        cause = _cause(status, tries)
     stream = status == 101 or kind.startswith("text/event-stream")
-    return Line(status, "app" if answered else _cause(status, tries), tries, None if stream else milliseconds)
+    return Line(status, cause, tries, None if stream else milliseconds)
 
 
 def _result(status: str, header_time: str) -> str:
@@ -105,7 +112,7 @@ def group(cause: str, status: int) -> str:
     if cause == "app":
         return "failed" if status >= 500 else "served"
     return {"full": "refused", "client_limit": "refused", "silent": "failed", "lost": "failed", "down": "failed",
-            "nginx": "served"}.get(cause, "client")  # fmt: skip
+            "nginx": "served", "cache": "served"}.get(cause, "client")  # fmt: skip
 
 
 class Counts:

@@ -39,7 +39,7 @@ METRICS = (
     Metric(
         "histogram",
         "nginx_request_duration_seconds",
-        "Seconds from a request's first byte to its answer's last, of those that a worker was asked for; no streams.",
+        "Seconds from a request's first byte to its answer's last, of those for an answer of the app; no streams.",
     ),
     Metric(
         "counter",

@@ -213,11 +213,11 @@ function vital(lane, name, text, share) {
 
 const NAMES = {
   "app 1xx": "WebSocket 1xx", "app 2xx": "2xx", "app 3xx": "3xx", "app 4xx": "4xx, the app's", "app 5xx": "5xx, the app's",
-  nginx: "nginx's own", full: "all places taken: 503", client_limit: "one client has too many: 429", silent: "worker silent: 504",
+  cache: "from nginx's cache", nginx: "nginx's own", full: "all places taken: 503", client_limit: "one client has too many: 429", silent: "worker silent: 504",
   lost: "worker lost: 502", down: "no worker reached: 503", client_left: "client left: 499", host: "unknown host: 421",
   too_large: "too large: 413", bad_request: "no request: 400",
 };
-const GROUPS = { served: ["app 1xx", "app 2xx", "app 3xx", "app 4xx", "nginx"], refused: ["full", "client_limit"],
+const GROUPS = { served: ["app 1xx", "app 2xx", "app 3xx", "app 4xx", "cache", "nginx"], refused: ["full", "client_limit"],
   failed: ["app 5xx", "silent", "lost", "down"], client: ["client_left", "host", "too_large", "bad_request"] };
 
 function drawAnswers({ now, before, rates }, rate) {
