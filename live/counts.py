@@ -22,8 +22,8 @@ NGINX_BUFFER = 16_384
 HISTORY = 120
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 # Why a request got its answer. The first is the app's own answer, whatever its status; all others are nginx's.
-CAUSES = ("app", "cache", "full", "client_limit", "silent", "lost", "down", "client_left", "host", "too_large", "bad_request",
-          "nginx")  # fmt: skip
+CAUSES = ("app", "cache", "full", "client_limit", "silent", "lost", "down", "client_left", "host", "too_large",
+          "bad_request", "nginx")  # fmt: skip
 RESULTS = ("answered", "failed", "silent", "cut")
 # Requests for an answer of the app: how long a refusal took says nothing of how fast the answers are.
 TIMED = ("app", "cache", "silent", "lost")
