@@ -138,6 +138,32 @@ def test_an_application_is_imported_once_for_all_workers_of_a_generation(folder:
     assert text.count("imported") == 2, "workers repeat what the application has printed as it was imported"
 
 
+PAIRED = """
+import asyncio, os, pathlib
+begun = pathlib.Path(os.environ["RUN_DIR"], "begun")
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        with begun.open("a") as file:
+            file.write("+")
+        while len(begun.read_text()) % 2:
+            await asyncio.sleep(0.02)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="this machine has 1 CPU")
+def test_forked_workers_start_beside_others_as_many_at_a_time_as_there_are_cpus(folder: Path) -> None:
+    """Each waits for another one to start."""
+    (folder / "forked.py").write_text(PAIRED)
+    with forking(folder, APP_MODULE="forked:app", APP_START_SECONDS="20") as server:
+        server.process.send_signal(signal.SIGHUP)
+        server.said("generation 2 is ready", seconds=15)
+
+
 def test_a_worker_that_was_forked_is_like_one_that_was_not(folder: Path) -> None:
     """Its parent is the master; its numbers are its own; it holds no port, client or channel of others."""
     write_app(folder, at_import="import numpy")

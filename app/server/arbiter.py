@@ -132,11 +132,17 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         booting = sum(not worker.ready_at for worker in self._staying())
         if not staying:
             return self.generation > 0 or booting < self.cpus
-        if booting >= max(1, self.cpus // 2):
+        if booting >= self._starts_beside_others:
             return False  # the CPU that starts a worker is taken from those that serve
         if self._reloading and not any(worker.generation == self.attempt for worker in staying):
             return True
         return all(worker.replacement_wanted for worker in staying)
+
+    @property
+    def _starts_beside_others(self) -> int:
+        """Workers that start at a time while others serve: a fork takes little of their CPU, an import much."""
+        server = self.fork_servers.get(self._newest)
+        return self.cpus if server and not server.obstacle else max(1, self.cpus // 2)
 
     def _is_replaced(self, worker: Worker) -> bool:
         return any(
