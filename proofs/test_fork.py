@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -243,9 +243,14 @@ def test_a_fork_server_that_hangs_is_replaced(folder: Path) -> None:
     try:
         with serving(server_of(folder, root=root)) as server:  # type: ignore[arg-type]
             first = server.until_ready()[0]
-            os.kill(fork_server(server), signal.SIGSTOP)
+            stopped = fork_server(server)
+            os.kill(stopped, signal.SIGSTOP)
             server.kill(first)
-            line = server.said("Slot 0 has no new worker, next try in 1 s")
+            try:
+                line = server.said("Slot 0 has no new worker, next try in 1 s", seconds=20)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.kill(stopped, signal.SIGCONT)  # or the master does not end either
             assert "the fork server does not answer" in line, line
             replaced(server, first)
     finally:
