@@ -195,15 +195,19 @@ def test_the_health_check_notices_a_prometheus_that_stands_still(compose_metrics
 
 def test_prometheus_cannot_name_a_client_for_it_does_not_reach_the_app(compose_metrics: Stack) -> None:
     stack = compose_metrics
-    (app,) = stack.containers("app")
-    (address,) = [n["IPAddress"] for n in stack.inspect(app)["NetworkSettings"]["Networks"].values()]
-    ask = ("wget", "-q", "-T", "3", "-O", "-")
+
+    def address(service: str, network: str) -> str:
+        (container,) = stack.containers(service)
+        return str(stack.inspect(container)["NetworkSettings"]["Networks"][f"{stack.project}_{network}"]["IPAddress"])
+
+    app, live = address("app", "app"), address("live", "edge")
+    ask = ("wget", "-q", "-T", "2", "--header", "Host: live", "-O", "-")
     reached = [
-        target
-        for target in ("app:8000", f"{address}:8000", f"{address}:7999", "live:8090")
-        if execute(stack, *ask, f"http://{target}/metrics").returncode == 0
+        url
+        for url in (f"{app}:8000/livez", f"{app}:7999/metrics", f"{live}:8090/metrics")
+        if execute(stack, *ask, f"http://{url}").returncode == 0
     ]
-    assert reached == ["live:8090"]
+    assert reached == [f"{live}:8090/metrics"]
 
 
 def test_replicas_are_found_and_one_that_does_not_answer_is_an_alert(compose_metrics: Stack) -> None:
