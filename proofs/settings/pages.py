@@ -42,6 +42,7 @@ What the observer says at `/metrics` ([where it answers](logs-and-metrics.md#met
 `make mutate` wrote this page, and so does `python -m proofs.mutate --write-docs`.
 
 """
+README = ROOT / "README.md"
 SETTINGS_PAGE = ROOT / "docs/settings.md"
 EVIDENCE_PAGE = ROOT / "docs/evidence.md"
 SYMPTOMS_PAGE = ROOT / "docs/symptoms.md"
@@ -72,7 +73,19 @@ def write(results: dict[str, Any]) -> None:
     EVIDENCE_PAGE.write_text(EVIDENCE_HEAD + parts(lambda setting: entry(setting, results)).lstrip())
     SYMPTOMS_PAGE.write_text(symptoms_page())
     METRICS_PAGE.write_text(metrics_page())
-    print("wrote docs/settings.md, docs/evidence.md, docs/symptoms.md and docs/metrics.md")
+    line = f"| {seen_to_fail(results)} | settings, each with a test that was seen to fail without it"
+    README.write_text(re.sub(r"^\| \d+ \| settings, [^(]* (?=\()", f"{line} ", README.read_text(), flags=re.MULTILINE))
+    print("wrote docs/settings.md, docs/evidence.md, docs/symptoms.md and docs/metrics.md, and README's line on them")
+
+
+def seen_to_fail(results: dict[str, Any]) -> int:
+    """The settings of whose change a proof took notice."""
+    known = results["settings"]
+    return sum(
+        len(setting.names)
+        for setting in TABLE
+        if isinstance(setting, Setting) and known.get(setting.names[0], {}).get("verdict") == "killed"
+    )
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -84,8 +97,9 @@ def summary(results: dict[str, Any]) -> str:
     count = sum(len(setting.names) for setting in TABLE)
     without = sum(len(setting.names) for setting in unproven)
     text = (
-        f"{count} settings in {len(TABLE)} entries: {verdicts['killed']} changes were noticed by a proof, "
-        f"{verdicts['survived']} went unnoticed, {verdicts['broken']} could not be tried; {without} settings "
+        f"{count} settings in {len(TABLE)} entries. A proof was seen to fail without {seen_to_fail(results)} of them: "
+        f"{verdicts['killed']} changes were noticed, {verdicts['survived']} went unnoticed, {verdicts['broken']} could "
+        f"not be tried; {without} settings "
         f"({without / count:.1%}) are listed with the reason why they cannot be proved here.\n"
     )
     if len(tried) < len(changes):
