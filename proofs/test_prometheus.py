@@ -163,9 +163,9 @@ def test_prometheus_is_on_loopback_with_no_rights_and_bounds(compose_metrics: St
     host = found["HostConfig"]
     assert all(host[limit] for limit in ("Memory", "NanoCpus", "PidsLimit")), "a limit is missing"
     status = execute(stack, "cat", "/proc/1/status").stdout
-    assert "CapBnd:\t0000000000000000" in status
-    assert "NoNewPrivs:\t1" in status
-    assert "Uid:\t0" not in status
+    assert "CapBnd:\t0000000000000000" in status, "it has capabilities"
+    assert "NoNewPrivs:\t1" in status, "a setuid program gives it more rights"
+    assert "Uid:\t0" not in status, "it is root"
     assert execute(stack, "touch", "/etc/written").returncode, "its root file system is writable"
     flags = asked(stack, "status/flags")
     assert (flags["storage.tsdb.retention.time"], flags["storage.tsdb.retention.size"]) in (
