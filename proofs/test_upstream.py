@@ -304,6 +304,7 @@ def test_the_list_of_servers_has_room_for_as_many_as_the_rows_allow() -> None:
     with tempfile.TemporaryDirectory() as folder:
         values = native.environment(settings, table) | {"NGINX_RUN": folder, "NGINX_ACCESS_LOG": f"{folder}/log"}
         values |= {name: f"unix:{folder}/{name}" for name in ("NGINX_LISTEN", "NGINX_LISTEN_IPV6")}
+        values["NGINX_COUNTS"] = f"{folder}/counts"
         render(values, Path(folder), native.nginx_version(native.nginx()))
         conf = Path(folder, "upstream.conf")
         lines = conf.read_text().splitlines()
