@@ -107,6 +107,8 @@ def test_a_client_that_leaves_and_a_worker_that_dies_are_counted_as_such(native_
             asking.join()
         assert answers == [200]
 
+    # The worker that the client has left is still at it.
+    until("nothing in flight", lambda: total(stack, "http_requests_in_flight") == 0)
     failed = total(stack, "nginx_upstream_tries_total", result="failed")
     # It was tried again: the client noticed nothing, the counts did.
     grows(stack, 1, "app", lose_a_worker, status="200")
