@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import threading
@@ -312,7 +313,9 @@ def test_a_second_deploy_at_the_same_time_is_refused(two: Stack) -> None:
     with OpenLoop(two, RATE) as load:
         first = threading.Thread(target=events.deploy, args=(two, load, 1))
         first.start()
-        load.run_for(1)
+        lock = Path(f"/tmp/{two.project}-{os.getuid()}.deploy.lock")
+        # The kernel's list: to try the lock itself could refuse the first.
+        until("the first deploy", lambda: f":{lock.stat().st_ino} " in Path("/proc/locks").read_text())
         second = two.make("deploy")
         first.join()
     assert second.returncode != 0
