@@ -135,7 +135,7 @@ def test_a_load_balancer_is_believed_in_one_way_only(native: Stack) -> None:
 
 
 def test_an_unknown_way_is_refused(native: Stack) -> None:
-    assert_refused(native, native.make("up", WAY="podman"), "WAY=podman", "compose or native")
+    assert_refused(native, native.make("up", WAY="podman"), "WAY=podman", "compose, native or swarm")
 
 
 @pytest.mark.parametrize(
