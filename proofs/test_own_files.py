@@ -408,5 +408,7 @@ def test_a_clone_that_nobody_else_may_read_is_named_and_its_images_run() -> None
             assert client.get("/").status_code == 200
         acme = ["--profile", "tls-acme", "run", "--rm", "--no-deps", "--no-TTY", "acme"]
         stack.compose(*acme, "python", "-c", "import renew.__main__")
+        # Its network and volumes, which no other down knows.
+        stack.compose("--profile", "tls-acme", "down", "--volumes")
     finally:
         stack.down()
