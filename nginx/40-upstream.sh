@@ -2,8 +2,7 @@
 # Writes what no template can say: upstream.conf, where the app listens (by Docker's DNS in Compose, on loopback
 # natively), uploads.conf, which counts a number's digits, what a load balancer in front asks for (balancers.conf,
 # inside.conf), and static.conf. Takes HTTPS, HTTP/3 and the cache out without their rows, and IPv6 where the kernel has
-# none. The entrypoint of the
-# nginx image runs it, and so does the native way.
+# none. The entrypoint of the nginx image runs it, and so does the native way.
 set -eu
 
 if [ -n "${UPSTREAM_RESOLVER:-}" ]; then

@@ -65,9 +65,7 @@ def check_configuration() -> None:
     """
     mounted = ROOT / "nginx"
     for file in (mounted, *mounted.rglob("*")):
-        mode = file.stat().st_mode
-        if (mode >> 6 & 0o5) & ~mode:
-            raise Failure(f"nginx, user 101 in its container, may not read {file}; type: chmod -R a+rX {mounted}")
+        static.hold_to_readable(file, mounted)
     # Compose looks for these when it makes a container, which may be after others were replaced.
     for name, secret in configuration().get("secrets", {}).items():
         if "file" in secret and not Path(secret["file"]).is_file():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.server import space
 from stack.console import Failure
 
 Service = dict[str, Any]
@@ -51,7 +52,7 @@ CONVERTED = ("configs", "deploy", "networks", "ports", "restart", "secrets", "se
 # Done by make deploy: images are built and pushed, services deployed one after the other; profiles are chosen by now.
 DONE_BEFORE = ("build", "depends_on", "develop", "profiles", "pull_policy")
 RESTART = {"no": "none", "on-failure": "on-failure", "always": "any", "unless-stopped": "any"}
-UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+UNITS = {"": 1, "b": 1} | space.UNITS
 # For how long after its start a task that ends counts as the new version's fault.
 MONITOR = "5s"
 # Swarm's own limits of what a config and a secret may hold.

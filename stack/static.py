@@ -14,6 +14,13 @@ def folder(settings: StackSettings) -> Path | None:
     return (ROOT / settings.static_root).resolve() if settings.static_root else None
 
 
+def hold_to_readable(path: Path, mounted: Path, before: str = "") -> None:
+    """Raises Failure with one line where nginx may not read what the owner of the clone may."""
+    mode = path.stat().st_mode
+    if (mode >> 6 & 0o5) & ~mode:
+        raise Failure(f"{before}nginx, user 101 in its container, may not read {path}; type: chmod -R a+rX {mounted}")
+
+
 def check(settings: StackSettings) -> str:
     """Raises Failure with one line where it is none, leads out of the clone, or holds a link, which nginx follows not.
 
@@ -33,10 +40,6 @@ def check(settings: StackSettings) -> str:
             path = Path(place, name)
             if path.is_symlink():
                 raise Failure(f"{row}: {path} is a link, which nginx would not follow; put the file itself there")
-            mode = path.stat().st_mode
-            if (mode >> 6 & 0o5) & ~mode:
-                raise Failure(
-                    f"{row}: nginx, user 101 in its container, may not read {path}; type: chmod -R a+rX {found}"
-                )
+            hold_to_readable(path, found, f"{row}: ")
         count += len(files)
     return f"{count} files"

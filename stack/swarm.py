@@ -34,8 +34,8 @@ def _docker(*arguments: str, check: bool = True, text: str | None = None) -> str
     except FileNotFoundError:
         raise Failure("no docker command is installed here; WAY=swarm takes one (docs/cluster.md)") from None
     if done.returncode and check:
-        raise Failure(f"docker {' '.join(arguments[:3])}: {done.stderr.strip().splitlines()[-1:] or ['failed']}"
-                      .replace("['", "").replace("']", ""))  # fmt: skip
+        said = (done.stderr.strip() or "failed").splitlines()[-1]
+        raise Failure(f"docker {' '.join(arguments[:3])}: {said}")
     return done.stdout
 
 

@@ -29,7 +29,6 @@ CUT_REASONS = ("deadline", "stall", "drain", "no answer", "error", "killed")
 EXIT_REASONS = ("reload", "max_requests", "memory", "signal", "silent", "late", "boot", "crashed")
 RELOAD_RESULTS = ("ok", "failed", "superseded")
 # The parts of a worker's life (arbiter.py); `left`: it has done all, and its process ends.
-# The parts of a worker's life (arbiter.py); `left`: it has done all, and its process ends.
 State = Literal["starting", "ready", "draining", "finishing", "left"]
 STATES: tuple[State, ...] = get_args(State)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
