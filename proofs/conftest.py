@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import NoReturn
 
 import pytest
@@ -75,6 +77,20 @@ def started(stack: Stack, prepare: Callable[[Stack], None] = lambda stack: None)
         yield stack
     finally:
         stack.down()
+
+
+@contextmanager
+def made_once(make: Callable[..., Stack]) -> Iterator[Callable[..., Stack]]:
+    """A function that gives the stack of `make(way, …)`, up: made at the first call, down at the end."""
+    with ExitStack() as opened:
+
+        @cache
+        def get(way: str, *more: str) -> Stack:
+            if way == "compose":
+                require_engine()
+            return opened.enter_context(contextmanager(started)(make(way, *more)))
+
+        yield get
 
 
 @pytest.fixture(params=["native", "compose"])

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from proofs.conftest import require_engine, started
+from proofs.conftest import made_once, started
 from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
 from proofs.test_upstream import nginx_processes
 
@@ -429,18 +429,8 @@ def deployed() -> Iterator[Callable[[str], Stack]]:
     """Stacks with code that a deploy can change, by way of running."""
     files = {"app/kept.py": (Path(__file__).parent / "apps/kept.py").read_text()}
     rows = ROWS | {"APP_MODULE": "app.kept:app", "STICKY_SESSIONS": "none"}
-    with ExitStack() as stack:
-        made: dict[str, Stack] = {}
-
-        def get(way: str) -> Stack:
-            if way == "compose":
-                require_engine()
-            if way not in made:
-                new = Stack(way, "cache-deploy", files=files, **rows)
-                made[way] = stack.enter_context(contextmanager(started)(new))
-            return made[way]
-
-        yield get
+    with made_once(lambda way: Stack(way, "cache-deploy", files=files, **rows)) as stacks:
+        yield stacks
 
 
 @pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.xdist_group(way)) for way in WAYS])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import httpx
 import pytest
 
-from proofs.conftest import require_engine, started
+from proofs.conftest import made_once
 from proofs.stack import Stack, until
 
 WAYS = ("native", "compose")
@@ -31,21 +31,21 @@ NATIVE = pytest.mark.parametrize("way", [pytest.param("native", marks=pytest.mar
 
 @pytest.fixture(scope="module")
 def stacks() -> Iterator[Callable[[str], Stack]]:
-    with ExitStack() as stack:
-        made: dict[str, Stack] = {}
 
+    def make(way: str) -> Stack:
+        new = Stack(way, "static", files=FILES, STATIC_ROOT="./app/files", CLIENT_MAX_REQUESTS_IN_FLIGHT="4000")
+        (new.root / "app/files/style.css.gz").write_bytes(gzip.compress(b"compressed before"))
+        return new
+
+    with made_once(make) as up:
+
+        @cache
         def get(way: str) -> Stack:
-            if way == "compose":
-                require_engine()
-            if way not in made:
-                new = Stack(way, "static", files=FILES, STATIC_ROOT="./app/files", CLIENT_MAX_REQUESTS_IN_FLIGHT="4000")
-                smaller = new.root / "app/files/style.css.gz"
-                smaller.write_bytes(gzip.compress(b"compressed before"))
-                made[way] = stack.enter_context(contextmanager(started)(new))
-                # Put there while it runs: a start refuses it.
-                (new.root / "app/files/link.txt").symlink_to("/etc/passwd")
-                (new.root / "app/files/up").symlink_to("..")
-            return made[way]
+            stack = up(way)
+            # Put there while it runs: a start refuses it.
+            (stack.root / "app/files/link.txt").symlink_to("/etc/passwd")
+            (stack.root / "app/files/up").symlink_to("..")
+            return stack
 
         yield get
 

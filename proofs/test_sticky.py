@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
 
-from proofs.conftest import require_engine, started
+from proofs.conftest import made_once
 from proofs.stack import DEADLINE, Stack, until
 
 WAYS = ("native", "compose")
@@ -22,19 +21,13 @@ BOTH = pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.xdist
 @pytest.fixture(scope="module")
 def stacks() -> Iterator[Callable[[str, str], Stack]]:
     """Stacks of three workers, in Compose of two replicas with three each, by way of running and value of the row."""
-    with ExitStack() as stack:
-        made: dict[tuple[str, str], Stack] = {}
 
-        def get(way: str, row: str) -> Stack:
-            if way == "compose":
-                require_engine()
-            if (way, row) not in made:
-                rows = {"STICKY_SESSIONS": row, "WORKERS": "3", "APP_REPLICAS": "2" if way == "compose" else "1"}
-                new = Stack(way, f"sticky-{row}", **rows, APP_MAX_REQUESTS_IN_FLIGHT=str(PLACES))
-                made[way, row] = stack.enter_context(contextmanager(started)(new))
-            return made[way, row]
+    def make(way: str, row: str) -> Stack:
+        rows = {"STICKY_SESSIONS": row, "WORKERS": "3", "APP_REPLICAS": "2" if way == "compose" else "1"}
+        return Stack(way, f"sticky-{row}", **rows, APP_MAX_REQUESTS_IN_FLIGHT=str(PLACES))
 
-        yield get
+    with made_once(make) as stacks:
+        yield stacks
 
 
 def served_by(client: httpx.Client) -> str:
