@@ -1,5 +1,7 @@
 """`make soak`: a million requests while everything happens to the stack that may, over and over. Nothing is lost.
 
+In Compose with Prometheus beside it: what happens on purpose is no alert.
+
 SOAK_REQUESTS, SOAK_RATE (requests a second) and SOAK_SECONDS (when to give up) of the environment change its size.
 What came of it is written into docs/zero-loss.md.
 """
@@ -11,6 +13,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
+
+import httpx
 
 from proofs import events
 from proofs.open_loop import OpenLoop
@@ -34,10 +38,19 @@ COMPOSE: list[Event] = [
 ]
 
 
+def alerts(stack: Stack) -> list[str]:
+    """The alerts that have fired since Prometheus was started, by name."""
+    url = f"http://127.0.0.1:{stack.prometheus_port}/api/v1/query"
+    answer = httpx.get(url, params={"query": 'max_over_time(ALERTS{alertstate="firing"}[1d])'}, timeout=60)
+    return sorted({found["metric"]["alertname"] for found in answer.raise_for_status().json()["data"]["result"]})
+
+
 def main() -> int:
     way = os.environ.get("WAY") or ("compose" if engine() else "native")
-    stack = Stack(way, "soak", **PATIENT_BUDGET, MAX_REQUESTS="2000", MAX_REQUESTS_JITTER="1000")
+    metrics = "on" if way == "compose" else "off"
+    stack = Stack(way, "soak", **PATIENT_BUDGET, METRICS=metrics, MAX_REQUESTS="2000", MAX_REQUESTS_JITTER="1000")
     begun, total, posts, happened, failed, lost, doubled = time.monotonic(), 0, 0, 0, 0, 0, 0
+    fired: list[str] = []
     try:
         stack.up()
         while total < REQUESTS and time.monotonic() - begun < SECONDS:
@@ -53,16 +66,20 @@ def main() -> int:
                 except AssertionError as error:
                     print(f"FAILED: {error}")
                     failed += 1
+        if metrics == "on":
+            fired = alerts(stack)
     finally:
         stack.down()
     found = (
         f"{lost:,} of {total:,} requests lost, {doubled:,} done twice, {posts:,} POST among them, in {happened} events"
     )
+    if metrics == "on":
+        found += f", {len(fired)} alerts" + "".join(f" {name}" for name in fired)
     print(f"{way}: {found}; {failed} of the events with a loss")
     put("soak", f"{found}, `WAY={way}`, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}.")
     if total < REQUESTS:
         print(f"FAILED: {SECONDS:g} s were not enough for {REQUESTS:,} requests")
-    return 1 if failed or total < REQUESTS else 0
+    return 1 if failed or fired or total < REQUESTS else 0
 
 
 if __name__ == "__main__":
