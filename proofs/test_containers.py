@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -153,6 +154,23 @@ def test_nothing_of_the_build_is_left_in_the_image(compose_stack: Stack) -> None
         container, "sh", "-c", "ls app/demo/__pycache__/main.*.pyc venv/lib/*/site-packages/fastapi/__pycache__"
     )
     assert compiled.returncode == 0, compiled.stderr
+
+
+def test_the_images_are_as_large_as_the_readme_says(compose_stack: Stack) -> None:
+    """Over the base image, whose size is not this project's; nginx's is used as it is."""
+
+    def megabytes(image: str) -> float:
+        return int(subprocess.check_output(["docker", "image", "inspect", "-f", "{{.Size}}", image], text=True)) / 1e6
+
+    base = re.search(r"^FROM (\S+)", (ROOT / "app/Dockerfile").read_text(), flags=re.MULTILINE)
+    assert base
+    said = re.search(r"the app's\s+image takes (\d+) MB, the live page's (\d+) and Locust's (\d+)",
+                     (ROOT / "README.md").read_text())  # fmt: skip
+    assert said, "README.md says nothing of the images"
+    for service, figure in zip(("app", "live", "locust"), map(int, said.groups()), strict=True):
+        (container,) = compose_stack.containers(service)
+        takes = megabytes(compose_stack.inspect(container)["Image"]) - megabytes(base[1])
+        assert takes == pytest.approx(figure, rel=0.1, abs=1), f"the image of {service} takes {takes:.0f} MB"
 
 
 @pytest.fixture(scope="module")

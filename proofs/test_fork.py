@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("fork")
 
 # Counts its imports, and answers what its process is like.
 APP = """
-import gc, json, os, random, threading
+import gc, json, os, random, sys, threading
 from pathlib import Path
 {at_import}
 FOLDER = Path(os.environ["RUN_DIR"])
@@ -31,12 +31,15 @@ print("imported", os.getpid())  # into a buffer, where the output is a file
 with open(FOLDER / "imports", "a") as file:
     print(os.getpid(), file=file)
 CODE = "{code}"
+imported = set()
+os.register_at_fork(after_in_child=lambda: imported.update(sys.modules))
 
 async def app(scope, receive, send):
     if scope["type"] != "http":
         raise NotImplementedError
     answer = dict(
         pid=os.getpid(), parent=os.getppid(), code=CODE, drawn=random.random(), frozen=gc.get_freeze_count(),
+        late=sorted(set(sys.modules) - imported),
         descriptors=sorted(filter(None, map(target, os.listdir("/proc/self/fd")))),
     )
     if "numpy" in globals():
@@ -185,6 +188,12 @@ def test_a_worker_that_was_forked_is_like_one_that_was_not(folder: Path) -> None
 def test_the_collector_of_a_worker_leaves_the_objects_of_the_application_where_they_are_shared(folder: Path) -> None:
     with forking(folder, WORKERS="1") as server:
         assert told(server)["frozen"] > 10_000, "each collection of a worker copies the application's memory"
+
+
+def test_a_worker_has_nothing_left_to_import_after_the_fork(folder: Path) -> None:
+    """What each imports for itself it holds for itself, and a replacement takes its time."""
+    with forking(folder) as server:
+        assert told(server)["late"] == []
 
 
 def test_the_row_has_each_worker_import_the_application_for_itself(folder: Path) -> None:

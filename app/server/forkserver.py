@@ -38,6 +38,8 @@ PR_SET_CHILD_SUBREAPER = 36
 LONGEST_FORK_SECONDS = 10.0
 WORKER_DESCRIPTORS = 3
 APPLICATION = "app.server.application"
+# What a worker would import for itself: by their settings' names Uvicorn and anyio find these when they begin to serve.
+WORKERS_IMPORT = ("anyio._backends._asyncio", "uvicorn.loops.auto", "uvicorn.protocols.http.auto")
 
 
 def adopt_orphans() -> None:
@@ -167,7 +169,8 @@ class _Process:
         """Load the application, and return whether it can be forked."""
         before = forkable.descriptors()
         try:
-            import_module(APPLICATION)  # which a worker finds imported
+            for name in (APPLICATION, *WORKERS_IMPORT):
+                import_module(name)  # which a worker finds imported
         except (Exception, SystemExit) as error:
             self._tell_master(messages.BootFailed(boot_failure(error)))
             raise

@@ -10,6 +10,7 @@ import inspect
 import signal
 import tomllib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,11 @@ def test_what_is_read_and_set_still_exists() -> None:
     assert STARTUP_FAILURE == Arbiter.WORKER_BOOT_ERROR, "arbiter.py: a lifespan that fails ends its worker with this"
     assert hasattr(asyncio.Task, "_fut_waiter"), "middleware.py"
     assert signal.SIGCHLD not in Arbiter.SIGNALS, "worker.py: the worker wakes the master with it"
+
+
+@pytest.mark.parametrize("name", ["anyio._backends._asyncio", "uvicorn.loops.auto", "uvicorn.protocols.http.auto"])
+def test_a_module_that_is_imported_for_all_workers_still_exists(name: str) -> None:
+    assert import_module(name), "look at app/server/forkserver.py"
 
 
 @pytest.mark.parametrize("name", sorted(BOUNDED))
