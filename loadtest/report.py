@@ -1,18 +1,19 @@
-"""Leaves reports/<time>/: Locust's HTML report and CSV files, summary.json, and a chart of the run over time."""
+"""Leaves reports/<time>/: Locust's HTML report and CSV files, summary.json, and two charts of the run over time."""
 
 import csv
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import datetime
+from math import isnan
 from pathlib import Path
 from typing import Any
 
+import pygal
 from locust.env import Environment
 from locust.html import get_html_report
 from locust.stats import PERCENTILES_TO_REPORT, RequestStats, StatsCSV
+from pygal.style import Style
 
 from loadtest.objectives import Row
 
@@ -42,7 +43,8 @@ def write(folder: Path, environment: Environment, summary: dict[str, Any], start
     _csv(folder / "exceptions.csv", tables.exceptions_csv)
     history = over_time(environment.stats, start, seconds)
     _csv(folder / "history.csv", lambda writer: writer.writerows([history, *zip(*history.values(), strict=True)]))
-    chart(folder / "history.svg", history)
+    chart(folder / "throughput.svg", history, "per second", {"right": "#228833", "failed": "#ee6677"})
+    chart(folder / "percentiles.svg", history, "ms", {name: shade for name, (_, shade) in SHADES.items()})
 
 
 def over_time(stats: RequestStats, start: int, seconds: int) -> dict[str, list[float]]:
@@ -63,28 +65,17 @@ def over_time(stats: RequestStats, start: int, seconds: int) -> dict[str, list[f
     return columns
 
 
-def chart(path: Path, history: dict[str, list[float]]) -> None:
-    """Draw throughput above, percentiles below, as SVG."""
-    with tempfile.TemporaryDirectory() as cache:
-        # Matplotlib writes a font cache, which a user without a home cannot. NumPy starts a thread for each CPU of the
-        # host, which on a large one is more than the container's limit of processes.
-        os.environ |= {"MPLCONFIGDIR": cache, "OPENBLAS_NUM_THREADS": "1"}
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(9, 6), layout="constrained")
-        above, below = figure.subplots(2, 1, sharex=True)
-        above.plot(history["second"], history["right"], label="right answers", color="#228833")
-        above.plot(history["second"], history["failed"], label="failures", color="#ee6677")
-        above.set_ylabel("per second")
-        for name, (_, shade) in SHADES.items():
-            below.plot(history["second"], history[name], label=name, color=shade)
-        below.set_ylabel("response time, ms")
-        below.set_xlabel("seconds since the end of the warm-up")
-        for axes in (above, below):
-            axes.set_ylim(bottom=0)
-            axes.grid(alpha=0.3)
-            axes.legend()
-        figure.savefig(path, format="svg")
+def chart(path: Path, history: dict[str, list[float]], unit: str, shades: dict[str, str]) -> None:
+    """Draw these columns over the seconds, each in its shade, as SVG."""
+    drawing = pygal.XY(
+        width=900, height=320, js=[], pretty_print=True, show_dots=False, y_title=unit, include_x_axis=True,
+        x_title="seconds since the end of the warm-up", value_formatter=lambda value: f"{value:g}",
+        style=Style(colors=tuple(shades.values()), background="white", plot_background="white"),
+    )  # fmt: skip
+    for name in shades:
+        points = zip(history["second"], history[name], strict=True)
+        drawing.add(name, [(second, None if isnan(value) else value) for second, value in points])
+    path.write_bytes(drawing.render())
 
 
 def table(rows: list[Row]) -> str:

@@ -50,7 +50,7 @@ def test_a_load_test_exits_0_exactly_when_its_objectives_are_met_and_leaves_a_re
     assert (done.returncode == 0) == (not held_back), done.stdout + done.stderr
     assert summary["measured"]["requests"] > 0
     assert summary["measured"]["failures"] == 0
-    for name in ("report.html", "requests.csv", "history.csv", "history.svg"):
+    for name in ("report.html", "requests.csv", "history.csv", "throughput.svg", "percentiles.svg"):
         assert (folder / name).stat().st_size > 0
         assert (folder / name).stat().st_uid == os.getuid()
 

@@ -145,8 +145,11 @@ def test_a_run_within_the_objectives_exits_0_and_leaves_a_report(tmp_path: Path,
     assert f"report: {tmp_path.name}/{run.name}" in output
     left = {file.name for file in run.iterdir() if file.stat().st_size}
     tables = {"requests.csv", "failures.csv", "exceptions.csv", "history.csv"}
-    assert left == tables | {"summary.json", "report.html", "history.svg", "locust.log"}
-    assert "<svg" in (run / "history.svg").read_text()
+    assert left == tables | {"summary.json", "report.html", "throughput.svg", "percentiles.svg", "locust.log"}
+    for name, lines in (("throughput", ["right", "failed"]), ("percentiles", ["p50", "p95", "p99"])):
+        drawn = (run / f"{name}.svg").read_text()
+        assert "<svg" in drawn
+        assert all(f">{line}</text>" in drawn for line in lines), f"{name}.svg has no line for one of {lines}"
     assert len((run / "history.csv").read_text().splitlines()) == 1 + 4, "a header and a row for each measured second"
     measured = summary(tmp_path)["measured"]
     assert measured["requests"] < 0.8 * len(stack.paths), "the warm-up of 2 s beside 4 s measured is not to be counted"
