@@ -72,8 +72,8 @@ lab: .venv ## what each choice costs, on one page with pictures: reports/lab/ind
 check: .venv ## settings, timeout budget, nginx and Compose configuration, code: all that can be known without a start
 	@$(STACK) check; status=$$?; $(PYTHON) -m proofs.settings || status=1; exit $$status
 
-test: .venv ## every test: the code's, and the proofs against real stacks, in both ways of running
-	@$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup $(PYTEST)
+test: .venv/compiled ## every test: the code's, and the proofs against real stacks, in both ways of running
+	@$(PYTHON) -m pytest --numprocesses 3 --dist loadgroup $(PYTEST)
 
 unit: .venv ## the code's tests alone, in less than a minute
 	@$(PYTHON) -m pytest --numprocesses 2 tests
@@ -90,6 +90,11 @@ mutate: .venv ## revert one setting at a time and see a proof fail (ONLY=part-of
 .venv: pyproject.toml uv.lock $(filter .uv/bin/uv,$(UV))
 	@$(UV) sync --quiet --locked
 	@touch .venv
+
+# Where Python may not keep what it compiles, as in many an image, each process of a test would compile its libraries anew.
+.venv/compiled: .venv
+	@$(PYTHON) -m compileall -qq -j 0 .venv/lib app stack live loadtest proofs
+	@touch $@
 
 .uv/bin/uv:
 	@python3 -m venv .uv && .uv/bin/pip install --quiet 'uv>=0.13,<0.14'
