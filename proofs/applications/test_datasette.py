@@ -17,7 +17,7 @@ import pytest
 from proofs.conftest import require_engine, started
 from proofs.stack import DEADLINE, ROOT, Stack
 
-ROWS = 700_000
+ROWS = 300_000
 
 
 def write_table(path: Path) -> None:
