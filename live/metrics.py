@@ -48,6 +48,11 @@ METRICS = (
         ("percentile",),
     ),
     Metric("counter", "nginx_log_lines_lost_total", "Requests that are missing above: the space for the log was full."),
+    Metric(
+        "gauge",
+        "tls_certificate_not_after_timestamp_seconds",
+        "Until when the certificate is valid that nginx shows; 0: it shows none. Not there with TLS=off.",
+    ),
     Metric("gauge", "live_replica_up", "1 while the replica's observer answers.", ("replica",)),
     Metric("gauge", "stack_setting", "Rows of .env that the alerts go by.", ("row",)),
     Metric("gauge", "live_watchers", "Live pages that are open."),

@@ -15,6 +15,7 @@ class Settings:
     host: str  # where it listens
     port: int
     nginx_status: tuple[str, int]
+    nginx_tls: tuple[str, int] | None  # None: it serves no HTTPS
     counts: Path
     app_host: str
     app_port: int
@@ -51,6 +52,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         host=get("LIVE_HOST"),
         port=number("LIVE_PORT"),
         nginx_status=(host, number("LIVE_NGINX_STATUS", port)),
+        nginx_tls=None if get("TLS") == "off" else (host, number("HTTPS_PORT")),
         counts=Path(get("NGINX_COUNTS")),
         app_host=get("UPSTREAM_HOST"),
         app_port=number("APP_PORT"),

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 
+from live.certificate import Certificate
 from live.counts import CAUSES, RESULTS, Counts
 from live.exposition import Families
 from live.settings import Settings
@@ -26,6 +27,7 @@ class Watch:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.nginx = Nginx(*settings.nginx_status)
+        self.certificate = Certificate(*settings.nginx_tls) if settings.nginx_tls else None
         self.counts = Counts(settings.counts, settings.objectives)
         self._wanted = threading.Event()
         self.replicas = Replicas(settings.app_host, settings.observer_port, self._wanted)
@@ -132,15 +134,22 @@ class Watch:
         """nginx's metrics and those of every replica that answers; it takes at most about a second."""
         finder = threading.Thread(target=self.replicas.find, daemon=True)
         finder.start()
+        asker = threading.Thread(target=self.certificate.ask, daemon=True) if self.certificate else None
+        if asker:
+            asker.start()
         self.look()
         finder.join(0.3)
         answers = self.replicas.metrics()
+        if asker:
+            asker.join(0.3)
         families = Families()
         if counters := self.nginx.counters:
             for key in STATUS:
                 name = "nginx_http_requests_total" if key == "requests" else f"nginx_connections_{key}"
                 families.add(name, [({}, counters[key])])
         families.add("nginx_up", [({}, float(counters is not None))])
+        if self.certificate and self.certificate.end is not None:
+            families.add("tls_certificate_not_after_timestamp_seconds", [({}, self.certificate.end)])
         self._counts_to(families)
         families.add("stack_setting", [({"row": row}, float(self.settings.rows[row])) for row in RULED])
         families.add("live_replica_up", [({"replica": address}, float(said is not None))

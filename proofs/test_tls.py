@@ -25,6 +25,7 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography import x509
 from websockets.sync.client import connect
 
 from app.server import space
@@ -33,6 +34,7 @@ from proofs import certificates, floods, http2
 from proofs.conftest import require_engine
 from proofs.open_loop import BODY
 from proofs.stack import DEADLINE, PATIENT_BUDGET, ROOT, Stack, until
+from proofs.test_live import grows, total
 from proofs.test_loadtest import EASY, SMALL, left_by
 from stack import native
 from stack.render import render
@@ -203,6 +205,11 @@ def test_plain_http_is_sent_to_the_same_place_by_https(secure: Stack, method: st
     host = name.partition(":")[0]
     location = f"https://{host}:{secure.https_port}/a%20b/c?d=e&f=%2F"
     assert (answer.status_code, answer.headers.get("location")) == (308, location)
+
+
+def test_a_redirect_is_counted_as_nginxs_own(secure: Stack) -> None:
+    with plain(secure) as client:
+        grows(secure, 3, "nginx", lambda: [client.get("/a") for _ in range(3)], status="308")
 
 
 def test_a_redirect_to_port_443_does_not_name_it(tmp_path: Path) -> None:
@@ -569,6 +576,18 @@ def test_a_new_certificate_is_served_without_a_reload_and_cuts_nobody_off(secure
         until("the new certificate", lambda: served(secure).encode() in new, seconds=30)
         assert client.get("/").status_code == first.status_code == 200  # on the connection from before
     assert nginx_workers(secure) == workers
+
+
+def test_the_end_of_the_certificate_that_clients_get_is_a_metric(secure: Stack, original: Path) -> None:
+    """Of the one that is served, whatever lies in the folder of the machine that asks."""
+
+    def end() -> float:
+        return total(secure, "tls_certificate_not_after_timestamp_seconds")
+
+    for days in (3, 2000):
+        put_for_all(secure, certificates.site(end=days))
+        wanted = x509.load_pem_x509_certificate(served(secure).encode()).not_valid_after_utc.timestamp()
+        until(f"the end in {days} days", lambda wanted=wanted: end() == wanted)
 
 
 @IN_COMPOSE  # natively nginx may be older than the directive

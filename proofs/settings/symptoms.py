@@ -91,6 +91,19 @@ SYMPTOMS = [
         ["proofs/test_refusals.py::test_make_up_names_a_broken_rule_of_space_before_it_starts_anything"],
     ),
     Symptom(
+        "a start ends with: …_PORT=…: the port is in use",
+        "another program listens there, or another stack: the line has the row, which can be another number",
+        [".env: HTTP_PORT", ".env: LIVE_PORT", ".env: LOCUST_UI_PORT", ".env: PROMETHEUS_PORT", ".env: APP_PORT"],
+        ["proofs/test_refusals.py::test_a_port_in_use_is_named",
+         "proofs/test_refusals.py::test_the_observers_port_in_use_is_named"],
+    ),
+    Symptom(
+        "a start ends with: METRICS=on: prometheus is not installed",
+        "without Docker it is a package of the system's; the line has the command",
+        [".env: METRICS"],
+        ["proofs/test_refusals.py::test_metrics_without_prometheus_say_what_to_install"],
+    ),
+    Symptom(
         "a start or a deploy ends with: the database was not migrated",
         "APP_MIGRATE failed, or took longer than its seconds: the line `migration failed` says it",
         [".env: APP_MIGRATE", ".env: APP_MIGRATE_SECONDS"],
@@ -199,12 +212,15 @@ SYMPTOMS = [
         "the CA was not reached, or refused: the line has its word, and how long the old certificate lasts",
         [".env: ACME_NAMES", ".env: ACME_DIRECTORY", "acme.conf: location /.well-known/acme-challenge/ / root"],
         ["proofs/test_acme.py::test_a_ca_that_is_down_is_said_and_asked_again_and_one_that_refuses_is_quoted"],
+        ["tls_certificate_not_after_timestamp_seconds"],
     ),
     Symptom(
         "a new certificate is there, and clients get the old one",
         "it was not renamed into the folder that the container was started with",
         ["tls.conf: map all $stack_certificate", "docker-compose.tls.yml: services.nginx-files.volumes"],
-        ["proofs/test_tls.py::test_a_new_certificate_is_served_without_a_reload_and_cuts_nobody_off"],
+        ["proofs/test_tls.py::test_a_new_certificate_is_served_without_a_reload_and_cuts_nobody_off",
+         "proofs/test_tls.py::test_the_end_of_the_certificate_that_clients_get_is_a_metric"],
+        ["tls_certificate_not_after_timestamp_seconds"],
     ),
     Symptom(
         "browsers stay with HTTP/2, and HTTP3=on",
@@ -331,7 +347,7 @@ SYMPTOMS = [
         ["nginx.conf: client_header_timeout", "nginx.conf: client_body_timeout",
          "nginx.conf: events / worker_connections"],
         ["proofs/test_slow_clients.py::test_2000_half_open_headers_keep_nobody_out_and_are_cut_off"],
-        ["nginx_connections_reading", "nginx_connections_active"],
+        ["nginx_connections_reading", "nginx_connections_active", 'nginx_http_responses_total{cause="bad_request"}'],
     ),
     Symptom(
         "a worker accepts nobody, and its log has: cannot accept a connection: Too many open files",
