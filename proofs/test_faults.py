@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -159,11 +159,16 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         yield server
 
 
-@contextmanager
-def no_descriptors(pid: int) -> Iterator[None]:
+def no_descriptors(pid: int) -> AbstractContextManager[None]:
     """This process can open nothing more; what it has, it keeps."""
+    return descriptors(pid, 3)
+
+
+@contextmanager
+def descriptors(pid: int, most: int) -> Iterator[None]:
+    """This process can have so many open; what it has, it keeps."""
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, hard))
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -289,21 +290,27 @@ def answers(client: httpx.Client) -> bool:
     return False
 
 
-def test_lines_that_found_no_room_are_said(compose_stack: Stack) -> None:
-    stack = compose_stack
+def lose_lines(stack: Stack, requests: int) -> float:
+    """How many lines are lost of those of so many requests: room is left for the first of them, and nobody reads."""
     (nginx,), (live,) = stack.containers("nginx"), stack.containers("live")
     before = total(stack, "nginx_log_lines_lost_total")
     subprocess.run(["docker", "pause", live], check=True, capture_output=True)
     try:
-        fill = "head -c 9m /dev/zero > /run/counts/filled"
+        fill = "head -c 9m /dev/zero > /run/counts/filled; truncate --size=-8K /run/counts/filled"
         subprocess.run(["docker", "exec", nginx, "sh", "-c", fill], capture_output=True)
         with stack.client() as client:
-            assert [client.get("/items").status_code for _ in range(900)] == [200] * 900
+            assert [client.get("/items").status_code for _ in range(requests)] == [200] * requests
         time.sleep(0.5)
     finally:
         subprocess.run(["docker", "unpause", live], check=True, capture_output=True)
-        lost = until("lines lost", lambda: total(stack, "nginx_log_lines_lost_total") - before)
+        lost: float = until("lines lost", lambda: total(stack, "nginx_log_lines_lost_total") - before)
         subprocess.run(["docker", "exec", nginx, "rm", "/run/counts/filled"], check=True)
+    return lost
+
+
+def test_lines_that_found_no_room_are_said(compose_stack: Stack) -> None:
+    stack = compose_stack
+    lost = lose_lines(stack, 900)
     assert lost <= 900, f"{lost} lines lost of 900"
     log = stack.compose("logs", "--no-log-prefix", "live")
     assert "the space for nginx's counts was full" in log
@@ -335,3 +342,60 @@ def replica_address(stack: Stack, container: str) -> str:
     networks = stack.inspect(container)["NetworkSettings"]["Networks"]
     (address,) = [network["IPAddress"] for network in networks.values()]
     return str(address)
+
+
+# What every process of Python takes for the time of day, from now on and in the next moment.
+ANOTHER_TIME = """
+import os, time
+
+now, shift = time.time, os.environ["CLOCK_SHIFT"]
+
+def shifted():
+    with open(shift) as file:
+        return now() + int(file.read() or 0)
+
+time.time = shifted
+time.time_ns = lambda: int(shifted() * 1e9)
+"""
+HOUR = 3600
+
+
+@pytest.fixture
+def clocked(tmp_path: Path) -> Iterator[tuple[Stack, Path]]:
+    """A stack, and the file whose seconds all of its processes of Python add to the time of day."""
+    (tmp_path / "sitecustomize.py").write_text(ANOTHER_TIME)
+    (tmp_path / "shift").write_text("0")
+    # -S: the observer would not read sitecustomize.py.
+    stack = Stack("native", "clock", patches=[("app/server/account.py", '"-S", ', "")], ENABLE_LAB="1")
+    stack.environ |= {"PYTHONPATH": str(tmp_path), "CLOCK_SHIFT": str(tmp_path / "shift")}
+    for _ in started(stack):
+        yield stack, tmp_path / "shift"
+
+
+def test_a_clock_that_is_set_changes_no_age_no_silence_no_duration_and_no_count(clocked: tuple[Stack, Path]) -> None:
+    """By an hour, forth and back, while somebody watches; for the workers, the observer and the live service."""
+    stack, shift = clocked
+    workers = stack.workers()
+    rounds = (HOUR, -HOUR, 0)
+    with stack.client() as client, watching(stack) as snapshots:
+        before = next(each for each in snapshots if any("workers" in replica for replica in each["replicas"]))
+        for seconds in rounds:
+            shift.write_text(str(seconds))
+            (told,) = re.findall(r"data: ([\d.]+)", client.get("/events?count=1&interval_ms=1").text)
+            assert abs(float(told) - time.time() - seconds) < HOUR / 2, "the clock was not set: nothing is proved"
+            assert [client.get("/work/io?ms=20").status_code for _ in range(20)] == [200] * 20
+            for _ in range(8):
+                snapshot = next(snapshots)
+                assert 0 < snapshot["now"] - before["now"] < HOUR / 2, "updates are not in their order"
+                (replica,) = snapshot["replicas"]
+                assert 0 <= replica["age"] < HOUR / 2
+                assert all(0 <= worker["silence_seconds"] < HOUR / 2 for worker in replica["workers"])
+                before = snapshot
+    sent = 21 * len(rounds)
+    until("all are counted", lambda: counted(stack, "app") >= sent)
+    assert counted(stack, "app") == sent
+    assert total(stack, "http_request_duration_seconds_sum") < HOUR / 2
+    lag = "app_worker_loop_lag_seconds"
+    assert total(stack, f"{lag}_sum") < HOUR / 2
+    assert total(stack, "app_worker_exits_total") == 0
+    assert stack.workers() == workers

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from prometheus import dashboard
+from proofs import certificates
 from proofs.conftest import lacks, require_engine, started
 from proofs.stack import DEADLINE, Patch, Stack, until
+from proofs.test_faults import descriptors, no_descriptors
+from proofs.test_live import lose_lines
+from proofs.test_worker import pid_of, straight
 from stack import debian
 
 pytestmark = pytest.mark.xdist_group("prometheus")
@@ -27,17 +36,35 @@ FAST: list[Patch] = [
     ("prometheus/prometheus.yml", "scrape_interval: 5s", "scrape_interval: 2s"),
     ("prometheus/prometheus.yml", "scrape_timeout: 4s", "scrape_timeout: 2s"),
     ("prometheus/prometheus.yml", "evaluation_interval: 5s", "evaluation_interval: 1s"),
-    *(("prometheus/rules.yml", f"for: {long}", "for: 2s") for long in ("15s", "30s", "1m")),
+    *(("prometheus/rules.yml", f"for: {long}", "for: 2s") for long in ("15s", "30s", "1m", "5m")),
 ]
+BACKLOG = 64
+CONNECTIONS = 256  # of each of nginx's two workers
+# With handlers that leak, fill the thread pool and never end; and little room, so that it is soon taken.
+ROWS = {
+    "METRICS": "on",
+    "ENABLE_LAB": "1",
+    "TLS": "files",
+    "APP_MODULE": "proofs.apps.leak:app",
+    "APP_MAX_REQUESTS_IN_FLIGHT": "8",
+    "LISTEN_BACKLOG": str(BACKLOG),
+    "NGINX_WORKER_CONNECTIONS": str(CONNECTIONS),
+    "NGINX_MAX_REQUESTS_IN_FLIGHT": "64",
+    "CLIENT_MAX_REQUESTS_IN_FLIGHT": "60",
+    "NGINX_MAX_UPLOADS_IN_FLIGHT": "20",
+    "CLIENT_MAX_UPLOADS_IN_FLIGHT": "10",
+    "CLIENT_HEADER_TIMEOUT_SECONDS": "20",
+    "WORKER_MEMORY_MB": "180",
+    "REPLACED_WORKER_SECONDS": "4",
+}
 
 
 @pytest.fixture(scope="module")
 def native_metrics() -> Iterator[Stack]:
     if not debian.found("prometheus"):
         lacks("prometheus is not installed (apt-get install prometheus)", "REQUIRE_PROMETHEUS")
-    yield from started(
-        Stack("native", "alerts", patches=FAST, METRICS="on", ENABLE_LAB="1", APP_MAX_REQUESTS_IN_FLIGHT="8")
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        yield from started(Stack("native", "alerts", patches=FAST, **ROWS, TLS_FOLDER=folder))
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +104,15 @@ def fires(stack: Stack, *alerts: str) -> None:
     until(f"{alerts} among those that fire", lambda: set(alerts) <= firing(stack))
 
 
+def ends(stack: Stack, *alerts: str) -> None:
+    until(f"none of {alerts} among those that fire", lambda: not set(alerts) & firing(stack))
+
+
+def calm(stack: Stack, *alerts: str) -> None:
+    """None of them fires yet: what comes is their cause."""
+    assert not set(alerts) & firing(stack), f"{firing(stack)} before there is a cause"
+
+
 def test_every_query_of_the_dashboard_gives_data_and_no_alert_comes_without_a_fault(metrics: Stack) -> None:
     with metrics.client() as client:
 
@@ -94,13 +130,21 @@ def test_every_query_of_the_dashboard_gives_data_and_no_alert_comes_without_a_fa
     assert firing(metrics) - {"SlowRequests"} == set()
 
 
+def serving(stack: Stack, slot: int) -> int:
+    """The pid of this slot's worker, once there is one alone."""
+    pid: int = until("a worker", lambda: pid_of(stack, slot))
+    return pid
+
+
 @contextlib.contextmanager
-def meanwhile(stack: Stack, path: str, count: int) -> Iterator[None]:
+def meanwhile(
+    stack: Stack, path: str, count: int, client_of: Callable[[Stack], httpx.Client] = Stack.client
+) -> Iterator[None]:
     """`count` clients ask for `path` over and over."""
     over = threading.Event()
 
     def ask() -> None:
-        with stack.client() as client:
+        with client_of(stack) as client:
             while not over.is_set():
                 client.get(path)
                 over.wait(0.05)
@@ -144,6 +188,119 @@ def test_answers_that_come_too_late_are_alerts(native_metrics: Stack) -> None:
 def test_requests_that_are_refused_are_an_alert(native_metrics: Stack) -> None:
     with meanwhile(native_metrics, "/work/io?ms=1000", 24):
         fires(native_metrics, "RequestsRefused")
+
+
+def test_a_full_thread_pool_is_an_alert(native_metrics: Stack) -> None:
+    """Sixty clients of one worker ask for more than its 40 threads can do."""
+    calm(native_metrics, "ThreadPoolFull")
+    with meanwhile(native_metrics, "/nap?ms=3000", 60, straight):
+        fires(native_metrics, "ThreadPoolFull")
+    ends(native_metrics, "ThreadPoolFull")
+
+
+def test_a_worker_that_is_cut_off_from_its_requests_is_an_alert(native_metrics: Stack) -> None:
+    calm(native_metrics, "DrainCut")
+    pid = serving(native_metrics, 0)
+    with straight(native_metrics) as client, client.stream("GET", "/drip") as answer:
+        parts = answer.iter_raw()
+        next(parts)
+        native_metrics.kill(pid, "TERM")  # to a worker it means: leave when another is ready
+        with contextlib.suppress(httpx.RemoteProtocolError):
+            for _ in parts:
+                pass
+    fires(native_metrics, "DrainCut")
+
+
+def test_a_worker_near_its_limit_of_memory_is_an_alert(native_metrics: Stack) -> None:
+    """It leaks until a twentieth of its room is left, at which it is not replaced yet."""
+    stack = native_metrics
+    calm(stack, "MemoryNear")
+    pid = serving(stack, 1)
+    limit = int(stack.rows["WORKER_MEMORY_MB"]) << 20
+    with straight(stack, 1) as client:
+        while stack.metric("app_worker_memory_bytes", 'worker="1"') < 0.93 * limit:
+            assert client.get("/leak?mb=2").json() == pid, "it was replaced on the way"
+    fires(stack, "MemoryNear")
+    stack.kill(pid, "TERM")
+    ends(stack, "MemoryNear")
+
+
+def test_a_worker_whose_descriptors_are_used_up_is_an_alert_then_it_does_not_accept_then_it_refuses(
+    native_metrics: Stack,
+) -> None:
+    """Clients of one worker that stay, thirty of them, then so many that its queue is full."""
+    stack, pid = native_metrics, serving(native_metrics, 0)
+    calm(stack, "DescriptorsNear", "WorkerDoesNotAccept", "ListenOverflow")
+    used = len(os.listdir(f"/proc/{pid}/fd"))
+    with ExitStack() as opened, descriptors(pid, used + 30):
+
+        def connect(count: int) -> None:
+            for _ in range(count):
+                client = opened.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(("127.0.0.1", stack.app_port))
+
+        connect(27)  # room is left, and little of it
+        fires(stack, "DescriptorsNear")
+        calm(stack, "WorkerDoesNotAccept", "ListenOverflow")
+        connect(30)
+        fires(stack, "WorkerDoesNotAccept")
+        calm(stack, "ListenOverflow")
+        connect(BACKLOG + 10)
+        fires(stack, "ListenOverflow")
+    ends(stack, "DescriptorsNear", "WorkerDoesNotAccept")
+    assert serving(stack, 0) == pid, "the worker was replaced"
+
+
+def test_a_worker_that_nobody_can_replace_is_an_alert(native_metrics: Stack) -> None:
+    """The master has no descriptor left to start one with."""
+    stack = native_metrics
+    calm(stack, "WorkersMissing")
+    master = json.loads((stack.folder / f"app-{stack.app_port}.status.json").read_text())["master"]
+    with no_descriptors(master):
+        stack.kill(serving(stack, 0))
+        fires(stack, "WorkersMissing")
+    ends(stack, "WorkersMissing")
+
+
+def test_clients_that_find_nginxs_table_full_are_an_alert(native_metrics: Stack) -> None:
+    """They begin a header each: idle connections nginx would close for others."""
+    stack = native_metrics
+    calm(stack, "ConnectionsDropped")
+    with ExitStack() as opened:
+        for _ in range(3 * CONNECTIONS):
+            client = opened.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                client.settimeout(DEADLINE)
+                client.connect(("127.0.0.1", stack.http_port))
+                client.sendall(b"GET / HTTP/1.1\r\nHost: ")
+    fires(stack, "ConnectionsDropped")
+    with stack.client() as client:
+        assert client.get("/items").status_code == 200
+
+
+def test_a_certificate_that_ends_soon_is_an_alert(native_metrics: Stack) -> None:
+    stack = native_metrics
+    folder = Path(stack.rows["TLS_FOLDER"])
+    before = (folder / "site.pem").read_bytes()
+
+    def severities() -> set[str]:
+        alerts = asked(stack, "alerts")["alerts"]
+        found = [each for each in alerts if each["labels"]["alertname"] == "CertificateExpires"]
+        return {each["labels"]["severity"] for each in found if each["state"] == "firing"}
+
+    calm(stack, "CertificateExpires")
+    try:
+        certificates.put(folder, certificates.site(end=6))
+        until("a ticket", lambda: severities() == {"ticket"})
+        certificates.put(folder, certificates.site(begin=-2, end=-1))  # over
+        until("a call too", lambda: severities() == {"ticket", "page"})
+        (folder / "site.pem").unlink()
+        until("that there is none", lambda: query(stack, "tls_certificate_not_after_timestamp_seconds") == [0])
+        assert severities() == {"ticket", "page"}
+    finally:
+        certificates.put(folder, before)
+    ends(stack, "CertificateExpires")
 
 
 # --- in containers ------------------------------------------------------------------------------------------
@@ -238,6 +395,12 @@ def test_what_is_gone_is_an_alert(compose_metrics: Stack, service: str, alert: s
     finally:
         stack.compose("start", service)
     until("its end", lambda: alert not in firing(stack))
+
+
+def test_requests_that_are_missing_in_the_counts_are_an_alert(compose_metrics: Stack) -> None:
+    calm(compose_metrics, "CountsLost")
+    assert lose_lines(compose_metrics, 900) > 0
+    fires(compose_metrics, "CountsLost")
 
 
 def test_without_the_row_nothing_of_it_runs_and_what_it_kept_stays(compose_metrics: Stack) -> None:

@@ -76,3 +76,15 @@ async def late(ms: int) -> StreamingResponse:
         yield b"at last"
 
     return StreamingResponse(body())
+
+
+@app.get("/drip")
+async def drip() -> StreamingResponse:
+    """An answer that goes on, a little at a time, as long as its client stays."""
+
+    async def body() -> AsyncIterator[bytes]:
+        while True:
+            yield b"drop"
+            await asyncio.sleep(0.2)
+
+    return StreamingResponse(body())
