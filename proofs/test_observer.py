@@ -20,7 +20,7 @@ import pytest
 
 from proofs.settings.symptoms import SYMPTOMS
 from proofs.stack import Stack, alive, until
-from proofs.test_faults import Server, serving
+from proofs.test_faults import BROKEN, CHANGING, Server, no_descriptors, serving, write_module
 from proofs.test_worker import raw_get, send_get
 
 pytestmark = pytest.mark.xdist_group("observer")
@@ -315,12 +315,27 @@ from starlette.concurrency import run_in_threadpool
 
 held = []
 
+async def left(receive):
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
 async def app(scope, receive, send):
     path, number = scope["path"], int(scope["query_string"] or 0)
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+        return
     if path == "/wait":
         await asyncio.sleep(number)
+    elif path == "/stay":
+        await left(receive)
     elif path == "/block":
         time.sleep(number)
+    elif path == "/compute":
+        end = time.process_time() + number / 1000
+        while time.process_time() < end:
+            pass
     elif path == "/thread":
         await run_in_threadpool(time.sleep, number)
     elif path == "/raise":
@@ -328,13 +343,17 @@ async def app(scope, receive, send):
     elif path == "/leak":
         held.append(b"x" * (number << 20))
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    if path in ("/stall", "/slow"):
+    if path == "/stall":
         await send({"type": "http.response.body", "body": b"part", "more_body": True})
-        while path == "/slow" or number:
-            await send({"type": "http.response.body", "body": b"part" * (path == "/slow"), "more_body": True})
-            await asyncio.sleep(0.2 if path == "/slow" else number)
+        await asyncio.sleep(number)
+    elif path == "/slow":
+        leaving = asyncio.ensure_future(left(receive))
+        while not leaving.done():
+            await send({"type": "http.response.body", "body": b"part", "more_body": True})
+            await asyncio.sleep(0.2)
     await send({"type": "http.response.body", "body": b"end"})
 """
+BACKLOG = 64
 # What says why something happened. None of these changes without a symptom.
 CAUSES = (
     "http_requests_cut_total",
@@ -350,7 +369,7 @@ def ailing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     folder = tmp_path_factory.mktemp("ailing")
     (folder / "ailing.py").write_text(SYMPTOMS_APP)
     rows = {"REPLACED_WORKER_SECONDS": "4", "UVICORN_GRACEFUL_SECONDS": "4", "WORKER_TIMEOUT_SECONDS": "5"}
-    rows |= {"REQUEST_DEADLINE_SECONDS": "3"}
+    rows |= {"REQUEST_DEADLINE_SECONDS": "3", "LISTEN_BACKLOG": str(BACKLOG)}
     server = Observed(folder, APP_MODULE="ailing:app", LONGEST_BLOCK_SECONDS="1", **rows)
     with serving(server):
         until("an answer of the observer", lambda: answers(server))
@@ -389,18 +408,114 @@ def cut_by_a_drain(server: Observed) -> None:
     until("the old one's end", lambda: len(server.state()["workers"]) == 2 and len(server.until_ready()) == 2)
 
 
-@pytest.mark.parametrize(
-    ("seen", "happen", "besides"),
-    [
-        ("504 with the app's own line", lambda server: ask(server, "/wait?60"), ()),
-        ("an answer ends in its middle", lambda server: ask(server, "/stall?60"), ()),
-        ("the database says", lambda server: ask(server, "/raise"), ()),
-        ("502, and the app's log has WORKER TIMEOUT", killed_for_silence, ()),
-        ("exit status 137 in the middle", over_its_memory, ()),
-        # That the worker was told to go is no part of the symptom.
-        ("a long download", cut_by_a_drain, ('app_worker_exits_total{reason="signal"}',)),
-    ],
-)
+def replaced_and_reloaded(server: Observed) -> None:
+    """One worker is told to go, then all of them are."""
+    before, generation = server.series(), server.state()["generation"]
+    first = server.until_ready()[0]
+    with server.connect() as client:
+        send_get(client, "/stay")
+        until("it has a request", lambda: server.sum("http_requests_in_flight") == 1)
+        os.kill(first, signal.SIGTERM)
+        leaving = ("draining", "finishing")
+        until("it leaves", lambda: sum(server.sum("app_workers", f'"{state}"') for state in leaving) == 1)
+    until("a new worker", lambda: first not in (pids := server.until_ready()) and pids)
+    server.process.send_signal(signal.SIGHUP)
+    until("the old ones' end", lambda: server.sum("app_drain_seconds_count") - before["app_drain_seconds_count"] == 3)
+    assert server.series()["app_generation"] == generation + 1
+    assert server.sum("app_workers") == server.sum("app_workers", '"ready"') == 2
+
+
+def blocked(server: Observed) -> None:
+    """For longer than a second, while somebody waits to be accepted."""
+
+    def late() -> float:
+        found = server.series()
+        return found["app_worker_loop_lag_seconds_count"] - found['app_worker_loop_lag_seconds_bucket{le="1"}']
+
+    before = late()
+    with server.connect() as blocker, ExitStack() as opened:
+        send_get(blocker, "/block?2")
+        until("it is silent", lambda: server.series()['app_worker_loop_silence_seconds{worker="0"}'] > 0.5)
+        opened.enter_context(server.connect())
+        assert server.series()['app_worker_accept_queue{worker="0"}'] == 1
+    until("its end", lambda: late() == before + 1)
+    assert server.series()['app_worker_accept_queue{worker="0"}'] == 0
+    assert server.series()['app_worker_accept_queue_max{worker="0"}'] == 1
+
+
+def websocket_cut(server: Observed) -> None:
+    """In its middle, as nginx does it to one that is silent."""
+    with server.connect() as client:
+        upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        client.sendall(f"GET / HTTP/1.1\r\nHost: localhost\r\n{upgrade}{key}\r\n".encode())
+        assert client.recv(65536).startswith(b"HTTP/1.1 101 ")
+        until("a WebSocket", lambda: server.sum("websocket_connections") == 1)
+    until("none", lambda: server.sum("websocket_connections") == 0)
+
+
+def slow_before_fast(server: Observed) -> None:
+    """Four connections to one worker: one has it for 0.3 s of CPU, three wait, and the other worker does nothing."""
+    before = server.series()
+    with ExitStack() as opened:
+        slow, *fast = [opened.enter_context(server.connect()) for _ in range(4)]
+        for connection in (slow, *fast):
+            assert raw_get(connection, "/livez").startswith("HTTP/1.1 200 ")
+        # A moment may pass until the worker says how many it has, and none of its own may be among them.
+        until("four connections", lambda: server.series()['app_worker_connections{worker="0"}'] == 4)
+        send_get(slow, "/compute?300")
+        until("one in flight", lambda: server.series()['http_requests_in_flight{worker="0"}'] == 1)
+        for connection in fast:
+            send_get(connection, "/wait?0")
+        for connection in fast:
+            assert connection.recv(65536)
+    after = server.series()
+    grown = {name: after[name] - before[name] for name in after if name in before}
+    accepted, cpu = "app_worker_connections_accepted_total", "app_worker_cpu_seconds_total"
+    assert [grown[f'{accepted}{{worker="{slot}"}}'] for slot in (0, 1)] == [4, 0]
+    assert after['app_worker_connections{worker="1"}'] == after['http_requests_in_flight{worker="1"}'] == 0
+    assert grown[f'{cpu}{{worker="0"}}'] >= 0.3
+    assert grown[f'{cpu}{{worker="0"}}'] > grown[f'{cpu}{{worker="1"}}'] + 0.1
+
+
+def without_descriptors(server: Observed) -> None:
+    """And more clients than its queue holds."""
+    pid = server.until_ready()[0]
+    with ExitStack() as opened, no_descriptors(pid):
+        for _ in range(BACKLOG + 10):
+            client = opened.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", server.port))
+
+        def full() -> bool:
+            found = {name: value for name, value in server.series().items() if name.endswith('{worker="0"}')}
+            waiting, limit = (found[f'app_worker_accept_queue{end}{{worker="0"}}'] for end in ("", "_limit"))
+            most = found['app_worker_descriptors_limit{worker="0"}']
+            return waiting > limit == BACKLOG and found['app_worker_descriptors{worker="0"}'] > most == 3
+
+        until("a full queue, and no descriptor", full)
+        until("an overflow", lambda: server.sum("app_listen_overflows_total") > 0)
+    until("an empty queue", lambda: server.sum("app_worker_accept_queue") == 0)
+    assert server.until_ready()[0] == pid
+
+
+HAPPEN: list[tuple[str, Callable[[Observed], None], tuple[str, ...]]] = [
+    ("504 with the app's own line", lambda server: ask(server, "/wait?60"), ()),
+    ("an answer ends in its middle", lambda server: ask(server, "/stall?60"), ()),
+    ("the database says", lambda server: ask(server, "/raise"), ()),
+    ("502, and the app's log has WORKER TIMEOUT", killed_for_silence, ()),
+    ("exit status 137 in the middle", over_its_memory, ()),
+    # That the worker was told to go is no part of the symptom.
+    ("a long download", cut_by_a_drain, ('app_worker_exits_total{reason="signal"}',)),
+    ("502 when workers are recycled", replaced_and_reloaded, ()),
+    ("504, and no line of the app's", blocked, ()),
+    ("a silent WebSocket", websocket_cut, ()),
+    ("fast requests wait", slow_before_fast, ()),
+    ("a worker accepts nobody", without_descriptors, ()),
+]
+
+
+@pytest.mark.parametrize(("seen", "happen", "besides"), HAPPEN, ids=[seen for seen, _, _ in HAPPEN])
 def test_what_happens_changes_those_series_that_its_symptom_names(
     ailing: Observed, seen: str, happen: Callable[[Observed], None], besides: tuple[str, ...]
 ) -> None:
@@ -410,7 +525,9 @@ def test_what_happens_changes_those_series_that_its_symptom_names(
     happen(ailing)
     after = ailing.series()
     changed = {series for series in after if series.startswith(CAUSES) and after[series] != before.get(series, 0)}
-    assert changed == {name for name in symptom.metrics if name.startswith(CAUSES)} | set(besides)
+    named = {name for name in symptom.metrics if name.startswith(CAUSES)} | set(besides)
+    # A row that names a metric without its labels means any of its series.
+    assert {series if series in named else series.partition("{")[0] for series in changed} == named, changed
 
 
 def test_a_full_thread_pool_is_seen(ailing: Observed) -> None:
@@ -428,3 +545,59 @@ def test_a_full_thread_pool_is_seen(ailing: Observed) -> None:
         until("none in flight", lambda: ailing.sum("http_requests_in_flight") == 0)
     after = ailing.series()
     assert not {series for series in after if series.startswith(CAUSES) and after[series] != before[series]}
+
+
+def test_exits_and_reloads_are_counted_by_what_became_of_them(tmp_path: Path) -> None:
+    """A reload of code that cannot be loaded; and one that another comes after before it is done."""
+    write_module(tmp_path, 'b"old"')
+    with serving(Observed(tmp_path, **CHANGING, WORKERS="1", WORKER_START="import")) as server:
+        until("an answer of the observer", lambda: answers(server))
+
+        def reloads() -> list[float]:
+            return [server.sum("app_reloads_total", f'"{result}"') for result in ("ok", "failed", "superseded")]
+
+        def exits() -> dict[str, float]:
+            found = {name: value for name, value in server.series().items() if name.startswith("app_worker_exits")}
+            return {name.split('"')[1]: value for name, value in found.items() if value}
+
+        assert (reloads(), exits()) == ([0, 0, 0], {})
+        write_module(tmp_path, BROKEN)
+        server.process.send_signal(signal.SIGHUP)
+        until("a failure", lambda: reloads() == [0, 1, 0] and exits() == {"boot": 1})
+
+        write_module(tmp_path, 'b"new"')
+        (tmp_path / "hold").touch()
+        for attempt in (3, 4):
+            begun = (tmp_path / "imports").read_text().count("begun")
+            server.process.send_signal(signal.SIGHUP)
+            until("its import", lambda begun=begun: (tmp_path / "imports").read_text().count("begun") > begun)
+            assert server.generation() == attempt
+        until("the first one is given up", lambda: reloads() == [0, 1, 1])
+        (tmp_path / "hold").unlink()
+        until("the second one", lambda: reloads() == [1, 1, 1] and server.get("/").text == "new")
+        until("the end of its elders", lambda: exits() == {"boot": 1, "reload": 2})
+
+
+STAYING_APP = """
+import asyncio
+
+async def app(scope, receive, send):
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await asyncio.sleep(3600)
+"""
+
+
+def test_a_worker_that_does_not_leave_is_killed_and_counted_as_late(tmp_path: Path) -> None:
+    """Its application never ends its lifespan."""
+    (tmp_path / "staying.py").write_text(STAYING_APP)
+    rows = {"REPLACED_WORKER_SECONDS": "4", "UVICORN_GRACEFUL_SECONDS": "4", "WORKER_TIMEOUT_SECONDS": "30"}
+    with serving(Observed(tmp_path, APP_MODULE="staying:app", WORKERS="1", **rows)) as server:
+        until("an answer of the observer", lambda: answers(server))
+        (pid,) = server.until_ready()
+        os.kill(pid, signal.SIGTERM)
+        until("its end", lambda: not alive(pid))
+        until("a count", lambda: server.sum("app_worker_exits_total", '"late"') == 1)
+        assert server.sum("app_worker_exits_total") == 1
+        assert server.until_ready() != [pid]
