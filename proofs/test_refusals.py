@@ -14,8 +14,10 @@ from dotenv import dotenv_values
 
 from app.server.budget import RULES
 from proofs import certificates
-from proofs.conftest import require_engine
+from proofs.conftest import lacks, require_engine
 from proofs.stack import ROOT, Stack
+from stack import debian
+from stack import native as native_way
 
 # For each rule of the budget: rows that break it and no other.
 BROKEN = {
@@ -166,13 +168,26 @@ def test_an_app_that_fails_to_import_shows_where(native: Stack, tmp_path: Path) 
     assert nothing_runs(native)
 
 
-@pytest.mark.parametrize("row", ["HTTP_PORT", "LOCUST_UI_PORT", "LIVE_PORT", "APP_PORT"])
+@pytest.mark.parametrize("row", ["HTTP_PORT", "LOCUST_UI_PORT", "LIVE_PORT", "PROMETHEUS_PORT", "APP_PORT"])
 def test_a_port_in_use_is_named(native: Stack, row: str) -> None:
+    metrics = "off"
+    if row == "PROMETHEUS_PORT":
+        metrics = "on"
+        if not debian.found("prometheus"):
+            lacks("prometheus is not installed (apt-get install prometheus)", "REQUIRE_PROMETHEUS")
     with socket.create_server(("127.0.0.1", int(native.rows[row]))):
-        done = native.make("up")
+        done = native.make("up", METRICS=metrics)
         assert done.returncode != 0
         assert f"{row}={native.rows[row]}: the port is in use" in done.stderr
     assert nothing_runs(native)
+
+
+def test_metrics_without_prometheus_say_what_to_install(native: Stack, tmp_path: Path) -> None:
+    """Where no program is found but those that this shell calls by their paths, and nginx."""
+    (tmp_path / "nginx").symlink_to(debian.found("nginx") or native_way.nginx())
+    done = native.make("up", METRICS="on", PATH=str(tmp_path))
+    assert_refused(native, done, "METRICS=on: prometheus is not installed; sudo apt-get install prometheus")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_observers_port_in_use_is_named(native: Stack) -> None:
