@@ -245,6 +245,16 @@ def throughput_ratio(ours: Sequence[Round], base: Sequence[Round]) -> Figures:
     return ratios([each.throughput for each in ours], [each.throughput for each in base])
 
 
+def add_price(result: Result, promise: str, with_it: Sequence[Round], without: Sequence[Round], *tiers: str) -> None:
+    """A row of the table that says what each promise costs: CPU of `tiers` per request, with it and without it."""
+    costs = [[sum(each.cpu_us.get(tier, 0) for tier in tiers) for each in rounds] for rounds in (with_it, without)]
+    figures = Figures(tuple(a - b for a, b in zip(*costs, strict=True)))
+    low, high = figures.interval
+    share = ratios(*costs).median - 1
+    row = {"its price": promise, "CPU us/request": f"{figures.median:.1f}", "90 % interval": f"{low:.1f} to {high:.1f}"}
+    result.details.append(row | {"of what is without it": f"{share:+.0%}", "in": " and ".join(tiers)})
+
+
 def add_rounds(result: Result, request: Request, found: Mapping[str, Sequence[Round]]) -> None:
     """Keep the rounds: medians for the table of details, all of it for the file; say where the load was the limit."""
     for name, rounds in found.items():

@@ -2,7 +2,8 @@
 
 Relied on, beyond the public interface (tests/app/test_contract.py): the protocol's `transport` is what it and its
 cycles write to, with write(), is_closing() and close(); an answer is its head in one write(), which only a
-100 Continue may come before, and on_response_complete() is called behind its last one.
+100 Continue may come before, and on_response_complete() is called behind its last one. Of its loop the protocol wants
+tasks, and a timer for each answer that closes the connection when it has been idle for too long.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.server.forwarded import Forwarded
+
 CONTINUE = b"HTTP/1.1 100 "
+# Up to here, to copy the body behind its head costs less than to write two pieces at a time.
+COPIED_BYTES = 16384
 
 
 class HeldHeads:
@@ -33,21 +38,24 @@ class HeldHeads:
     def _release(self) -> None:
         held, self.held = self.held, []
         for transport in held:
-            transport.flush()
+            if transport.head:
+                transport.flush()
 
 
 class JoiningTransport:
     """A transport whose write() keeps the head of an answer until the first of its body comes.
 
     Uvicorn writes both by themselves: a system call more here, a read more in nginx, and two packets. It knows nothing
-    of its protocol: holding each other, they would stay in memory until the garbage collector comes.
+    of its protocol: holding each other, they would stay in memory until the garbage collector comes. It has no
+    __getattr__: with one, each look at any of its fields would cost more.
     """
 
-    __slots__ = ("expects_head", "head", "heads", "is_closing", "transport")
+    __slots__ = ("expects_head", "get_extra_info", "head", "heads", "is_closing", "transport")
 
     def __init__(self, transport: asyncio.Transport, heads: HeldHeads) -> None:
         self.transport = transport
-        self.is_closing = transport.is_closing  # asked for each answer
+        self.is_closing = transport.is_closing
+        self.get_extra_info = transport.get_extra_info
         self.heads = heads
         self.expects_head = True
         self.head = b""
@@ -55,7 +63,10 @@ class JoiningTransport:
     def write(self, data: bytes) -> None:
         if self.head:
             head, self.head = self.head, b""
-            self.transport.writelines((head, data))
+            if len(data) <= COPIED_BYTES:
+                self.transport.write(head + data)
+            else:
+                self.transport.writelines((head, data))
         elif self.expects_head and not data.startswith(CONTINUE):
             self.expects_head = False
             self.head = data
@@ -73,8 +84,25 @@ class JoiningTransport:
         self.flush()
         self.transport.close()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.transport, name)
+
+class Kept:
+    """In the place of the timer that closes an idle connection: to set and cancel one for each answer costs CPU. The
+    connection has it while Uvicorn would have a timer, and is looked at once a second.
+    """
+
+    def cancel(self) -> None:
+        """Nothing."""
+
+
+class TaskMaker:
+    """All that a protocol gets of its loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.create_task = loop.create_task
+        self.kept = Kept()
+
+    def call_later(self, seconds: float, close: Any) -> Kept:
+        return self.kept
 
 
 class DrainingProtocol(HttpToolsProtocol):
@@ -82,25 +110,37 @@ class DrainingProtocol(HttpToolsProtocol):
 
     joining: JoiningTransport
 
-    def __init__(self, heads: HeldHeads, **given: Any) -> None:
+    def __init__(self, heads: HeldHeads, forwarded: Forwarded, **given: Any) -> None:
         super().__init__(**given)
         self.heads = heads
+        self.forwarded = forwarded
         self.idle_since = monotonic()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app = self.forwarded.app_for(self.client)
         self.joining = JoiningTransport(transport, self.heads)
         self.transport = cast(asyncio.Transport, self.joining)
 
     def on_response_complete(self) -> None:
-        self.joining.flush()  # of an answer that has no body
-        self.joining.expects_head = True
+        joining = self.joining
+        if joining.head:
+            joining.flush()  # of an answer that has no body
+        joining.expects_head = True
         self.idle_since = monotonic()
         super().on_response_complete()
+
+    def close_if_kept_since(self, moment: float) -> None:
+        """Close it when it waits for its next request since `moment`, in monotonic time."""
+        if self.timeout_keep_alive_task is not None and self.idle_since <= moment:
+            self.timeout_keep_alive_handler()
 
     def handle_websocket_upgrade(self) -> None:
         self.transport = self.joining.transport
         super().handle_websocket_upgrade()
+        # It holds this protocol, which holds it: both would stay as long as the WebSocket, or until the garbage
+        # collector comes.
+        self.parser = None  # type: ignore[assignment]
 
     @property
     def is_idle(self) -> bool:

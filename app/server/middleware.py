@@ -45,23 +45,38 @@ class RequestMiddleware:
         self.internal = {"/livez": self._livez, "/readyz": self._readyz}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
+        """Of a request it does all by itself: a call of another coroutine would cost one more frame for each."""
+        kind = scope["type"]
+        if kind == "lifespan":
             await self._lifespan(scope, receive, send)
             return
         for name, value in scope["headers"]:
             if name == b"x-request-id":
                 logs.request_id.set(value.decode("latin-1"))
                 break
-        if scope["type"] != "http":
+        if kind != "http":
             self.metrics.websocket(1)
             try:
                 await self.app(scope, receive, send)
             finally:
                 self.metrics.websocket(-1)
-        elif (answer := self.internal.get(scope["path"])) is not None:
+            return
+        if (answer := self.internal.get(scope["path"])) is not None:
             await _respond(send, *answer())
-        else:
-            await RequestResponse(self, scope, receive, send).run()
+            return
+        request = RequestResponse(self, scope, receive, send)
+        failure: BaseException | None = None
+        try:
+            await self.app(scope, receive, request.forward)
+        except asyncio.CancelledError:
+            if not request.may_be_cancelled():
+                raise
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            failure = error  # also SystemExit: sys.exit() in a handler must not take the counters along
+        finally:
+            is_answered = request.on_end_of_call()
+        if failure is not None or not is_answered:
+            await request.end(failure)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def watched(message: Message) -> None:
@@ -139,6 +154,7 @@ class RequestResponse:
     )
 
     def __init__(self, middleware: RequestMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+        """It begins."""
         self._middleware = middleware
         self._scope = scope
         self._receive = receive
@@ -153,39 +169,34 @@ class RequestResponse:
         self._own_answer: asyncio.Task[None] | None = None
         self._streams_events = False
         self._sending = 0  # parts of a stream that the client has not taken yet
-
-    async def run(self) -> None:
-        middleware = self._middleware
-        self._task = asyncio.current_task()
+        self._task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
         self._start = perf_counter()
         middleware.deadlines.add(self, self._start)
         middleware.metrics.begin()
-        failure: BaseException | None = None
-        try:
-            await middleware.app(self._scope, self._receive, self._forward)
-        except asyncio.CancelledError:
-            if not self._cancelled:
-                if worker_state.state != "draining":
-                    self._record()
-                    raise
-                self._cut = "" if self._answered or self._streams_events else "drain"
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
-            failure = error  # also SystemExit: sys.exit() in a handler must not take the counters along
-        finally:
-            self._ended = True
-            if not self._answered:
-                self._stop_timing()
-            if self._streams_events:
-                worker_state.end_event_stream.discard(self._end_event_stream)
-                self._middleware.metrics.stream(-1)
-        if self._answered and failure is None and self._status < 500:
-            return
-        if self._cancelled:
-            self._task.uncancel()  # type: ignore[union-attr]
-        await self._end(failure)
 
-    async def _end(self, failure: BaseException | None) -> None:
+    def may_be_cancelled(self) -> bool:
+        """The application's call was cancelled: from here, or by a drain whose time is over, and not from elsewhere."""
+        if not self._cancelled:
+            if worker_state.state != "draining":
+                self._record()
+                return False
+            self._cut = "" if self._answered or self._streams_events else "drain"
+        return True
+
+    def on_end_of_call(self) -> bool:
+        """The application's call is over, in whatever way. Whether the answer is at its end, and says of no fault."""
+        self._ended = True
+        if not self._answered:
+            self._stop_timing()
+        if self._streams_events:
+            worker_state.end_event_stream.discard(self._end_event_stream)
+            self._middleware.metrics.stream(-1)
+        return self._answered and self._status < 500
+
+    async def end(self, failure: BaseException | None) -> None:
         """What the application's call has left to do: an answer that it did not give, and a line in the log."""
+        if self._cancelled:
+            self._task.uncancel()
         if self._own_answer is not None:
             await self._own_answer
         elif not self._status and self._cut == "drain":
@@ -204,7 +215,7 @@ class RequestResponse:
         if self._cut or failure is not None or self._status >= 500:
             self._log(logging.ERROR, self._cut or "error", failure)
 
-    def _forward(self, message: Message) -> Awaitable[None]:
+    def forward(self, message: Message) -> Awaitable[None]:
         """The application's `send`. Not a coroutine itself: that would be one more frame for each message."""
         if self._cut:
             return _nothing()  # the client has its answer, or has lost its connection
@@ -258,7 +269,6 @@ class RequestResponse:
     def _cancel(self) -> None:
         if self._ended:
             return
-        assert self._task is not None
         if (thread := _awaited_thread(self._task)) is None:
             self._cancelled = True
             self._task.cancel()

@@ -8,15 +8,16 @@ import os
 import socket
 import time
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyio.to_thread import current_default_thread_limiter
 from uvicorn import Server
 
 from app.server import memory, messages, worker_state
 from app.server.accept import Acceptor
-from app.server.connection import DrainingProtocol, HeldHeads
+from app.server.connection import DrainingProtocol, HeldHeads, TaskMaker
 from app.server.drain import drain
+from app.server.forwarded import Forwarded
 from app.server.metrics import Metrics
 from app.server.settings import Settings
 
@@ -38,7 +39,7 @@ class DrainingServer(Server):
         self.metrics = metrics
         self.acceptor: Acceptor
         self.stop_begun: float | None = None  # monotonic time; None: the worker serves, or is replaced
-        self._heads: HeldHeads
+        self._given: dict[str, Any]  # to each connection
         self._replacement_wanted = False
         self._memory_limit_mb = settings.worker_memory_mb  # 0: none
         self._signalled = False
@@ -46,8 +47,15 @@ class DrainingServer(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
-        self._heads = HeldHeads(loop)
         await super().startup(sockets=[])  # the lifespan alone
+        self._given = {
+            "heads": HeldHeads(loop),
+            "forwarded": Forwarded(self.config.loaded_app),
+            "config": self.config,
+            "server_state": self.server_state,
+            "app_state": self.lifespan.state,
+            "_loop": TaskMaker(loop),
+        }
         per_worker = self.settings.worker_listeners == "per-worker"
         self.acceptor = Acceptor(
             self.worker.sockets,
@@ -75,8 +83,7 @@ class DrainingServer(Server):
         self.worker.turn_gate.shorten_turns()
 
     def _protocol(self) -> asyncio.Protocol:
-        state, app_state, loop = self.server_state, self.lifespan.state, asyncio.get_running_loop()
-        return DrainingProtocol(self._heads, config=self.config, server_state=state, app_state=app_state, _loop=loop)
+        return DrainingProtocol(**self._given)
 
     def _close_connections(self) -> None:
         """In a process that the application forks: no client must wait for it when this one is gone."""
@@ -120,12 +127,20 @@ class DrainingServer(Server):
 
     async def on_tick(self, counter: int) -> bool:
         self.notify_master()
+        if counter % TICKS_IN_A_SECOND == 0:
+            self._close_idle_connections()
         leave = await super().on_tick(counter)
         if not (self._replacement_wanted or leave) and (wanted := self._why_replace(counter)):
             self._replacement_wanted = True
             logger.info("%s: asking for a replacement", wanted.detail)
             self.worker.tell_master(wanted)
         return leave
+
+    def _close_idle_connections(self) -> None:
+        moment = time.monotonic() - self.config.timeout_keep_alive
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, DrainingProtocol):
+                connection.close_if_kept_since(moment)
 
     def _why_replace(self, counter: int) -> messages.ReplacementWanted | None:
         requests = self.server_state.total_requests

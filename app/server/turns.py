@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable
 
 from app.server.asgi import ASGIApp, Receive, Scope, Send
 
@@ -26,14 +27,18 @@ class TurnGate:
         self._begun = 0  # requests, in this turn
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Not a coroutine itself: that would be one more frame for each request."""
         if self.short_turns and scope["type"] != "lifespan":
             if self._begun >= REQUESTS_IN_A_SHORT_TURN or self._waiting:
-                waiter = asyncio.get_running_loop().create_future()
-                self._waiting.append(waiter)
-                await waiter
-            else:
-                self._begun += 1
+                return self._in_its_turn(scope, receive, send)
+            self._begun += 1
+        return self.app(scope, receive, send)
+
+    async def _in_its_turn(self, scope: Scope, receive: Receive, send: Send) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        await waiter
         await self.app(scope, receive, send)
 
     def shorten_turns(self) -> None:

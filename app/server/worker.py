@@ -43,6 +43,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
     CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 (the parent class names it so)
         "ws_ping_interval": settings.websocket_ping_seconds,
         "limit_max_requests": None,  # Uvicorn would leave at once; on_tick asks for a replacement first
+        "interface": "asgi3",  # by its look, Uvicorn would take a TurnGate for an application of ASGI 2
         "server_header": False,
         "date_header": False,
     }

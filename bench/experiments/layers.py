@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,50 +16,49 @@ QUESTION = (
     "How much more CPU does a request take with each part of the shell alone around the app, with all of it, and with "
     "the middleware of tutorials (BaseHTTPMiddleware, an instrumentator package, Uvicorn's access log, structlog)?"
 )
-ROUNDS = 5
+ROUNDS = 8
 
 TYPICAL = "the tutorials' middleware"
 PACKAGES = ("prometheus-fastapi-instrumentator", "structlog")
 APPS = "bench.experiments.layers_app"
-# Gunicorn's arguments for each; none is the shell.
-ARGUMENTS = {
-    "the request id alone": f"'{APPS}:request_id()'",
-    "the deadline alone": f"'{APPS}:deadline()'",
-    "the metrics alone": f"'{APPS}:metrics()'",
-    "the log alone": f"'{APPS}:log()'",
-    SHELL: "",
-    TYPICAL: f"--access-logfile - '{APPS}:typical()'",
+# By the part of the path that chooses each (layers_app.chosen).
+PARTS = {
+    "request_id": "the request id alone",
+    "deadline": "the deadline alone",
+    "metrics": "the metrics alone",
+    "log": "the log alone",
+    "shell": SHELL,
 }
 
 
 def seconds() -> float:
-    return 2 * (len(ARGUMENTS) + 1) + harness.seconds(len(ARGUMENTS) + 1, ROUNDS)
+    return 6 + harness.seconds(len(PARTS) + 2, ROUNDS)
 
 
 def run(progress: Progress) -> Result:
     result, request = Result(), target.asked(REQUESTS[0])
     with ExitStack() as stack:
-        variants: list[Variant] = []
-        for name, arguments in {BARE: "", **ARGUMENTS}.items():
-            progress.step(f"starting {name}")
-            bench = Bench(f"layers-{len(variants)}", WORKERS="1")
-            stack.enter_context(bench.own_folder())
-            given = shlex.quote(bench.environ["APP_MODULE"]) if name == BARE else arguments
-            try:
-                if name == TYPICAL:
-                    result.notes.append(_packages())
-                pid = stack.enter_context(bench.app(given))
-            except CannotRun as error:
-                if name != TYPICAL:
-                    raise
-                reason = re.search(r"Reason: ([^\"]+)", str(error))  # as Gunicorn's master says it, in its log
-                result.unavailable.append(f"{TYPICAL}: {reason[1] if reason else error}")
-                continue
-            variants.append(Variant(name, bench.app_url, {"app": pid}))
+        progress.step("starting the app in its layers")
+        bench, typical = Bench("layers", WORKERS="1"), Bench("typical", WORKERS="1")
+        stack.enter_context(bench.own_folder())
+        pid = stack.enter_context(bench.app(f"'{APPS}:chosen()'"))
+        of_all = {"bare": BARE} | PARTS
+        variants = [Variant(name, f"{bench.app_url}/{part}", {"app": pid}) for part, name in of_all.items()]
+        stack.enter_context(typical.own_folder())
+        try:
+            result.notes.append(_packages())
+            pid = stack.enter_context(typical.app(f"--access-logfile - '{APPS}:typical()'"))
+        except CannotRun as error:
+            reason = re.search(r"Reason: ([^\"]+)", str(error))  # as Gunicorn's master says it, in its log
+            result.unavailable.append(f"{TYPICAL}: {reason[1] if reason else error}")
+        else:
+            variants.append(Variant(TYPICAL, typical.app_url, {"app": pid}))
         found = harness.measure(variants, request, ROUNDS, CONNECTIONS, progress)
         if TYPICAL in found:
-            require_lines(bench.folder / "app.log")
+            require_lines(typical.folder / "app.log")
     harness.add_rounds(result, request, found)
+    for name in PARTS.values():
+        harness.add_price(result, name, found[name], found[BARE], "app")
     # The first is the headline.
     for name in sorted(found, key=lambda name: name not in (TYPICAL, SHELL)):
         if name != BARE:

@@ -5,6 +5,7 @@ Gunicorn calls one of the functions: what only another of them needs must not be
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -81,7 +82,16 @@ class _Deadline(_One):
         self.middleware = RequestMiddleware(app, _Uncounted(), deadline, stall, 0)
 
     async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _Unrecorded(self.middleware, scope, receive, send).run()
+        request = _Unrecorded(self.middleware, scope, receive, send)
+        try:
+            await self.middleware.app(scope, receive, request.forward)
+        except asyncio.CancelledError:
+            if not request.may_be_cancelled():
+                raise
+        finally:
+            is_answered = request.on_end_of_call()
+        if not is_answered:
+            await request.end(None)
 
 
 class _Timed(_One):
@@ -145,6 +155,35 @@ def metrics() -> ASGIApp:
 
 def log() -> ASGIApp:
     return _Logged(_bare())
+
+
+def shell() -> ASGIApp:
+    from app.server.application import application
+
+    return application
+
+
+class _Chosen:
+    """All of them in one process, which the first part of the path chooses from: two processes of the same program
+    differ by more than a part of the shell costs. The parts get the rest of the path.
+    """
+
+    def __init__(self, apps: dict[str, ASGIApp]) -> None:
+        self.apps = apps
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.apps["bare"](scope, receive, send)
+            return
+        name, _, path = scope["path"][1:].partition("/")
+        scope["path"] = f"/{path}"
+        scope["raw_path"] = scope["path"].encode()
+        await self.apps[name](scope, receive, send)
+
+
+def chosen() -> ASGIApp:
+    parts = (request_id, deadline, metrics, log, shell)
+    return _Chosen({"bare": _bare()} | {part.__name__: part() for part in parts})
 
 
 def typical() -> ASGIApp:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from fastapi.responses import StreamingResponse
 
 from app.demo.main import app
-from app.server.turns import TurnGate
+from app.server.worker import Worker
 
 leaked: list[bytes] = []
 
@@ -61,10 +61,10 @@ async def short() -> int:
     """How many turns of the worker's loop, with this one, are still to be short as this request begins."""
     frame = inspect.currentframe()
     while frame is not None:
-        if isinstance(gate := frame.f_locals.get("self"), TurnGate):
-            return gate.short_turns
+        if isinstance(worker := frame.f_locals.get("self"), Worker):
+            return worker.turn_gate.short_turns
         frame = frame.f_back
-    raise LookupError("no TurnGate awaits this")
+    raise LookupError("no Worker runs this")
 
 
 @app.get("/late")

@@ -289,6 +289,15 @@ SETTINGS: list[Setting | Unproven] = [
         ["proofs/test_proxy.py::test_a_silent_websocket_is_kept_open_by_pings[native]"],
     ),
     Setting(
+        ["worker.py: interface"],
+        "Uvicorn takes what stands around the application for what it is, an application of ASGI 3.",
+        "auto, which judges by the look",
+        "removed",
+        [(WORKER, '        "interface": "asgi3",', "        #")],
+        [f"{PROOFS}::test_the_health_of_a_worker_is_its_own_answer"],
+        breaks_start=True,
+    ),
+    Setting(
         ["worker.py: server_header"],
         "The app does not write the header that nginx drops and writes itself.",
         "True",

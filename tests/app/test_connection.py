@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import uvloop
@@ -11,9 +12,14 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from app.server.asgi import ASGIApp, Receive, Scope, Send
-from app.server.connection import DrainingProtocol, HeldHeads
+from app.server.connection import COPIED_BYTES, DrainingProtocol, HeldHeads, TaskMaker
+from app.server.forwarded import Forwarded
 
 ASK = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n"
+)
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -32,7 +38,9 @@ class Recorded(DrainingProtocol):
 class Recorder:
     def __init__(self, transport: asyncio.Transport, written: list[bytes]) -> None:
         self.transport, self.written = transport, written
-        self.close = transport.close
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
 
     def write(self, data: bytes) -> None:
         self.written.append(bytes(data))
@@ -43,20 +51,26 @@ class Recorder:
         self.transport.writelines(pieces)
 
 
-def serve(app: ASGIApp, talk: Talk, run: Callable[..., None] = asyncio.run) -> Recorded:
+def serve(
+    app: ASGIApp,
+    talk: Talk,
+    run: Callable[..., None] = asyncio.run,
+    made: list[weakref.ref[Recorded]] | None = None,
+) -> Recorded:
     """`talk` to a server of `app` on loopback; its class, which has what was written and the connections made."""
+    connections = [] if made is None else made
 
     class Kept(Recorded):
-        made: list[weakref.ref[Recorded]] = []  # noqa: RUF012
+        made: list[weakref.ref[Recorded]] = connections
         written: list[bytes] = []  # noqa: RUF012
 
     async def talking() -> None:
         config = Config(app, http="httptools", lifespan="off", log_config=None)
         config.load()
         loop = asyncio.get_running_loop()
-        heads, state = HeldHeads(loop), ServerState()
+        heads, state, forwarded, tasks = HeldHeads(loop), ServerState(), Forwarded(config.loaded_app), TaskMaker(loop)
         server = await loop.create_server(
-            lambda: Kept(heads, config=config, server_state=state, app_state={}, _loop=loop), "127.0.0.1", 0
+            lambda: Kept(heads, forwarded, config=config, server_state=state, app_state={}, _loop=tasks), "127.0.0.1", 0
         )
         async with server, asyncio.timeout(20):
             reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -81,7 +95,7 @@ def answering(*body: bytes, **headers: str) -> ASGIApp:
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-@pytest.mark.parametrize("size", [2, 1 << 20])
+@pytest.mark.parametrize("size", [2, COPIED_BYTES, COPIED_BYTES + 1, 1 << 20])
 def test_head_and_body_are_written_together(run: Callable[..., None], size: int) -> None:
     async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(2):
@@ -153,6 +167,48 @@ def test_a_client_that_is_told_to_go_on_is_told_at_once_and_answered_whole() -> 
     serve(app, talk)
 
 
+def test_a_connection_is_closed_for_its_idleness_between_two_requests_alone() -> None:
+    """Not before its first one, and not while one comes or is answered."""
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await answering(b"ok", content_length="2")(scope, receive, send)
+
+    def close(found: list[weakref.ref[Recorded]]) -> None:
+        (connection,) = (each() for each in found)
+        assert connection is not None
+        connection.close_if_kept_since(connection.idle_since)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def answered() -> None:
+            close(made)
+            go_on.set()
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 OK\r\n")
+            go_on.clear()
+
+        while not made:  # noqa: ASYNC110 (nothing tells of it)
+            await asyncio.sleep(0.01)
+        close(made)
+        writer.write(ASK)
+        await answered()
+        writer.write(ASK[:10])
+        await asyncio.sleep(0.1)
+        close(made)
+        writer.write(ASK[10:])
+        await answered()
+        (connection,) = (each() for each in made)
+        assert connection is not None
+        connection.close_if_kept_since(connection.idle_since - 0.001)
+        await asyncio.sleep(0.1)
+        assert not reader.at_eof(), "it was closed before its time"
+        close(made)
+        assert await reader.read() == b""
+
+    made: list[weakref.ref[Recorded]] = []
+    serve(app, talk, made=made)
+
+
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_a_closed_connection_leaves_nothing_for_the_garbage_collector(run: Callable[..., None]) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -168,3 +224,29 @@ def test_a_closed_connection_leaves_nothing_for_the_garbage_collector(run: Calla
         gc.enable()
     assert len(found.made) == 1
     assert not left, "the protocol of a closed connection is still in memory"
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_an_open_websocket_holds_nothing_of_the_protocol_that_began_it(run: Callable[..., None]) -> None:
+    """Parser and protocol hold each other, some kilobytes: they stayed until the garbage collector came."""
+    left: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": "hello"})
+        await receive()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(UPGRADE)
+        await reader.readuntil(b"hello")
+        left.extend(each() is not None for each in made)
+
+    made: list[weakref.ref[Recorded]] = []
+    gc.collect()
+    gc.disable()
+    try:
+        serve(app, talk, run, made)
+    finally:
+        gc.enable()
+    assert left == [False]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import signal
 import tomllib
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from gunicorn.workers.workertmp import WorkerTmp
 from packaging.requirements import Requirement
 from uvicorn.config import STARTUP_FAILURE, Config
 from uvicorn.lifespan.on import LifespanOn
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import Server, ServerState
 from uvicorn_worker import UvicornWorker
@@ -49,6 +51,8 @@ SIGNATURES: list[tuple[str, Callable[..., Any], str]] = [
     ("connection.py", HttpToolsProtocol.on_response_complete, "(self)"),
     ("connection.py", HttpToolsProtocol.handle_websocket_upgrade, "(self)"),
     ("connection.py", HttpToolsProtocol.shutdown, "(self)"),
+    ("connection.py", HttpToolsProtocol.timeout_keep_alive_handler, "(self)"),
+    ("forwarded.py", ProxyHeadersMiddleware.__init__, "(self, app, trusted_hosts)"),
     ("arbiter.py", Arbiter.manage_workers, "(self)"),
     ("arbiter.py", Arbiter.spawn_worker, "(self)"),
     ("arbiter.py", Arbiter.reap_workers, "(self)"),
@@ -76,7 +80,16 @@ SOURCES: list[tuple[str, Any, str]] = [
     ("worker.py", Arbiter.spawn_worker, "worker.init_process()"),
     ("connection.py", HttpToolsProtocol.on_headers_complete, "transport=self.transport"),
     ("connection.py", HttpToolsProtocol.on_headers_complete, "on_response=self.on_response_complete"),
+    ("connection.py", HttpToolsProtocol.on_headers_complete, "app = self.app"),
+    ("connection.py", HttpToolsProtocol.on_response_complete, "self.timeout_keep_alive_task = self.loop.call_later("),
+    ("connection.py", HttpToolsProtocol.data_received, "self._unset_keepalive_if_required()\n\n        try:"),
+    ("connection.py", HttpToolsProtocol.data_received, "self.handle_websocket_upgrade()\n            else:"),
+    ("connection.py", HttpToolsProtocol._unset_keepalive_if_required, "self.timeout_keep_alive_task = None"),
     ("connection.py", HttpToolsProtocol.handle_websocket_upgrade, "protocol.connection_made(self.transport)"),
+    ("forwarded.py", Config.load, "self.loaded_app = ProxyHeadersMiddleware(self.loaded_app, trusted_hosts="),
+    ("forwarded.py", ProxyHeadersMiddleware.__call__, "if client_host in self.trusted_hosts:"),
+    ("forwarded.py", ProxyHeadersMiddleware.__call__, "self.trusted_hosts.get_trusted_client_address(x_forwarded_for)"),
+    ("forwarded.py", ProxyHeadersMiddleware.__call__, "return await self.app(scope, receive, send)"),
     ("connection.py", RequestResponseCycle.send, 'content.append(b"\\r\\n")\n            self.transport.write('),
     ("connection.py", RequestResponseCycle.send, "self.response_complete = True"),
     ("connection.py", RequestResponseCycle.send, "self.response_started = True"),
@@ -136,8 +149,13 @@ def test_what_is_read_and_set_still_exists() -> None:
     for field in ("response_started", "response_complete", "keep_alive"):
         assert f"self.{field} = " in init, "connection.py"
     init = inspect.getsource(HttpToolsProtocol.__init__)
-    for field in ("transport", "cycle", "loop", "connections"):
+    for field in ("transport", "cycle", "loop", "connections", "app", "client"):
         assert f"self.{field}" in init, "connection.py"
+    wanted = set(re.findall(r"self\.loop\.(\w+)", inspect.getsource(HttpToolsProtocol)))
+    assert wanted == {"create_task", "call_later"}, "connection.py: what a TaskMaker has"
+    source = inspect.getsource(HttpToolsProtocol) + inspect.getsource(RequestResponseCycle)
+    wanted = set(re.findall(r"self\.transport\.(\w+)", source)) - {"set_protocol"}  # of a WebSocket's, which is its own
+    assert wanted == {"close", "is_closing", "write"}, "connection.py: what a JoiningTransport has"
     assert STARTUP_FAILURE == Arbiter.WORKER_BOOT_ERROR, "arbiter.py: a lifespan that fails ends its worker with this"
     assert hasattr(asyncio.Task, "_fut_waiter"), "middleware.py"
     assert signal.SIGCHLD not in Arbiter.SIGNALS, "worker.py: the worker wakes the master with it"

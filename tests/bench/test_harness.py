@@ -59,6 +59,20 @@ def test_variants_that_fail_alike_are_not_compared(serve: Serve) -> None:
         require_same_answer([serve(500, error="x"), serve(500, error="x")], GET)
 
 
+def test_a_price_is_what_a_promise_adds_in_each_round() -> None:
+    def rounds(*costs: tuple[float, float]) -> list[harness.Round]:
+        return [harness.Round(1, {"app": app, "nginx": nginx}, {}, 0) for app, nginx in costs]
+
+    result = Result()
+    with_it, without = rounds((110, 50), (120, 60), (130, 40)), rounds((100, 0), (100, 0), (100, 0))
+    harness.add_price(result, "the proxy", with_it, without, "app", "nginx")
+    harness.add_price(result, "a lighter app", without, with_it, "app")
+    assert [list(row.values()) for row in result.details] == [
+        ["the proxy", "70.0", "60.0 to 80.0", "+70%", "app and nginx"],
+        ["a lighter app", "-20.0", "-30.0 to -10.0", "-17%", "app"],
+    ]
+
+
 def test_a_process_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:
     with (
         pytest.raises(CannotRun, match="no such setting"),

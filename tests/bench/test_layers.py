@@ -43,7 +43,7 @@ def apps(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return bench.experiments.layers_app
 
 
-def ask(app: Callable[..., Any]) -> tuple[int, bytes]:
+def ask(app: Callable[..., Any], path: str = "/items") -> tuple[int, bytes]:
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -52,7 +52,7 @@ def ask(app: Callable[..., Any]) -> tuple[int, bytes]:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    asyncio.run(app(dict(SCOPE), receive, send))
+    asyncio.run(app(SCOPE | {"path": path, "raw_path": path.encode()}, receive, send))
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
 
@@ -61,6 +61,15 @@ def test_each_layer_leaves_the_answer_as_it_is(apps: ModuleType, layer: str) -> 
     status, body = ask(getattr(apps, layer)())
     assert status == 200
     assert [item["sku"] for item in json.loads(body)] == ["sku-0", "sku-1", "sku-2"]
+
+
+def test_all_layers_in_one_process_are_chosen_by_the_path(apps: ModuleType) -> None:
+    app = apps.chosen()
+    for part in ("bare", *layers.PARTS):
+        status, body = ask(app, path=f"/{part}/items")
+        assert status == 200, part
+        assert [item["sku"] for item in json.loads(body)] == ["sku-0", "sku-1", "sku-2"]
+    assert set(app.apps) == {"bare", *layers.PARTS}
 
 
 def test_the_metrics_layer_counts(apps: ModuleType) -> None:
