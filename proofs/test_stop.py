@@ -20,6 +20,7 @@ from websockets.sync.client import connect
 from proofs import events
 from proofs.conftest import require_engine, started
 from proofs.stack import DEADLINE, Stack, until
+from proofs.test_live import total
 
 pytestmark = pytest.mark.xdist_group("stop")
 
@@ -77,11 +78,13 @@ def test_what_is_under_way_ends_in_an_orderly_way(stoppable: Stack, sign: str) -
             except ConnectionClosed as closed:
                 found["websocket"] = closed.rcvd.code if closed.rcvd else None
 
-    threads = [threading.Thread(target=what) for what in (long_request, stream, websocket)]
-    for thread in threads:
+    threads = [threading.Thread(target=what) for what in (stream, websocket, long_request)]
+    for thread in threads[:2]:
         thread.start()
     until("the WebSocket", lambda: "hello" in found)
-    time.sleep(0.5)  # the others have been sent by now; nothing depends on by how much
+    until("the stream", lambda: total(stoppable, "http_requests_in_flight") == 1)
+    threads[2].start()
+    until("the long request", lambda: total(stoppable, "http_requests_in_flight") == 2)
     leaving = stop(stoppable, sign)
     for thread in [*threads, leaving]:
         thread.join(DEADLINE)
