@@ -368,7 +368,7 @@ CAUSES = (
 def ailing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     folder = tmp_path_factory.mktemp("ailing")
     (folder / "ailing.py").write_text(SYMPTOMS_APP)
-    rows = {"REPLACED_WORKER_SECONDS": "4", "UVICORN_GRACEFUL_SECONDS": "4", "WORKER_TIMEOUT_SECONDS": "5"}
+    rows = {"REPLACED_WORKER_SECONDS": "4", "UVICORN_GRACEFUL_SECONDS": "4", "WORKER_TIMEOUT_SECONDS": "9"}
     rows |= {"REQUEST_DEADLINE_SECONDS": "3", "LISTEN_BACKLOG": str(BACKLOG)}
     server = Observed(folder, APP_MODULE="ailing:app", LONGEST_BLOCK_SECONDS="1", **rows)
     with serving(server):
@@ -434,13 +434,13 @@ def blocked(server: Observed) -> None:
 
     before = late()
     with server.connect() as blocker, ExitStack() as opened:
-        send_get(blocker, "/block?2")
+        send_get(blocker, "/block?4")
         until("it is silent", lambda: server.series()['app_worker_loop_silence_seconds{worker="0"}'] > 0.5)
         opened.enter_context(server.connect())
         assert server.series()['app_worker_accept_queue{worker="0"}'] == 1
     until("its end", lambda: late() == before + 1)
     assert server.series()['app_worker_accept_queue{worker="0"}'] == 0
-    assert server.series()['app_worker_accept_queue_max{worker="0"}'] == 1
+    assert server.series()['app_worker_accept_queue_max{worker="0"}'] >= 1
 
 
 def websocket_cut(server: Observed) -> None:
@@ -571,7 +571,7 @@ def test_exits_and_reloads_are_counted_by_what_became_of_them(tmp_path: Path) ->
             begun = (tmp_path / "imports").read_text().count("begun")
             server.process.send_signal(signal.SIGHUP)
             until("its import", lambda begun=begun: (tmp_path / "imports").read_text().count("begun") > begun)
-            assert server.generation() == attempt
+            until("its number", lambda attempt=attempt: server.generation() == attempt)
         until("the first one is given up", lambda: reloads() == [0, 1, 1])
         (tmp_path / "hold").unlink()
         until("the second one", lambda: reloads() == [1, 1, 1] and server.get("/").text == "new")

@@ -24,6 +24,12 @@ def test_each_alert_has_a_test_in_which_it_fires() -> None:
     assert not missing
 
 
+def test_each_alert_has_a_proof_in_which_its_failure_fires_it() -> None:
+    proofs = (ROOT / "proofs/test_prometheus.py").read_text()
+    missing = [rule["alert"] for rule in dashboard.rules() if f'"{rule["alert"]}"' not in proofs]
+    assert not missing
+
+
 def test_each_alert_says_what_to_do_and_whom_to_wake() -> None:
     for rule in dashboard.rules():
         assert rule["labels"]["severity"] in ("page", "ticket")
