@@ -40,7 +40,7 @@ class Watch:
 
     def run(self) -> None:
         """Look on, for ever."""
-        found = 0.0
+        found = shown = 0.0
         while True:
             begun = time.monotonic()
             with self._changed:
@@ -54,8 +54,11 @@ class Watch:
                 found = begun
             self.look(always=watched)
             if watched:
+                # After a look that took its time the next one is early.
+                time.sleep(max(0.0, shown + TICK - time.monotonic()))
                 self._publish()
-                time.sleep(max(0.02, TICK - (time.monotonic() - begun)))
+                shown = time.monotonic()
+                time.sleep(max(0.02, TICK - (shown - begun)))
 
     def look(self, always: bool = True) -> None:
         """Ask nginx, and read its log; not `always`: only where there is something to read."""

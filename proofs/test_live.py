@@ -305,6 +305,7 @@ def lose_lines(stack: Stack, requests: int) -> float:
         subprocess.run(["docker", "unpause", live], check=True, capture_output=True)
         lost: float = until("lines lost", lambda: total(stack, "nginx_log_lines_lost_total") - before)
         subprocess.run(["docker", "exec", nginx, "rm", "/run/counts/filled"], check=True)
+        until("its health", lambda: stack.inspect(live)["State"]["Health"]["Status"] == "healthy")
     return lost
 
 
