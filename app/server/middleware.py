@@ -169,7 +169,7 @@ class RequestResponse:
         self._own_answer: asyncio.Task[None] | None = None
         self._streams_events = False
         self._sending = 0  # parts of a stream that the client has not taken yet
-        self._task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
+        self._task: asyncio.Task[Any] = asyncio.current_task(worker_state.loop)  # type: ignore[assignment]
         self._start = perf_counter()
         middleware.deadlines.add(self, self._start)
         middleware.metrics.begin()

@@ -46,7 +46,7 @@ class DrainingServer(Server):
         self._next_notification = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
+        worker_state.loop = loop = asyncio.get_running_loop()
         await super().startup(sockets=[])  # the lifespan alone
         self._given = {
             "heads": HeldHeads(loop),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Literal
 
+# What serves here; None before it does, and under another server. Python 3.11 asks the kernel to find it, each time.
+loop: asyncio.AbstractEventLoop | None = None
 state: Literal["starting", "ready", "draining"] = "starting"
 # Why the application did not start; "" while it has not failed.
 startup_failure = ""
