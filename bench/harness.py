@@ -120,7 +120,7 @@ def answer(url: str, request: Request) -> tuple[int, Any]:
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=10)
     headers = dict(request.headers) | ({"Idempotency-Key": "the-same-for-all"} if request.keyed else {})
     try:
-        connection.request(request.method, request.path, request.body or None, headers)
+        connection.request(request.method, address.path + request.path, request.body or None, headers)
         response = connection.getresponse()
         body: Any = response.read()
     except OSError as error:
