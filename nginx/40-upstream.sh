@@ -64,6 +64,12 @@ list() { # list HOST [PARAMETER]
 # WAY=swarm: the app of this machine, and the others' where that is not there or full. A request that goes to another
 # machine over an idle connection is lost when that machine's power or cable is cut, though this one is well.
 if [ -n "${UPSTREAM_HERE:-}" ]; then
+    # A node that comes back starts its nginx before it knows of any app: 503 for everybody, until its DNS has the name.
+    # Refused is better: clients and balancers move on. Not for ever: where no app runs anywhere, that is to be said.
+    end=$(($(date +%s) + 10))
+    until timeout 1 getent ahostsv4 "${UPSTREAM_HOST}" >/dev/null || [ "$(date +%s)" -ge "$end" ]; do
+        sleep 0.1
+    done
     list "${UPSTREAM_HERE}"
     list "${UPSTREAM_HOST}" " backup"
 else

@@ -38,7 +38,7 @@ mount -t tmpfs tmpfs /run
 mkdir /run/cgroup && mount --rbind /sys/fs/cgroup /run/cgroup
 mount -t sysfs sysfs /sys && mount --rbind /run/cgroup /sys/fs/cgroup && umount -l /run/cgroup
 exec docker-init -s -- dockerd --data-root {folder}/docker -H unix://{folder}/docker.sock \\
-    --cgroup-parent {group} --no-new-privileges --log-level warn
+    --cgroup-parent {group} --no-new-privileges={hardened} --log-level warn
 """
 # As docs/cluster.md has it made before a machine joins: with IPv6 clients of IPv6 arrive as themselves.
 GATEWAY = ["network", "create", "--ipv6", "--opt", "com.docker.network.bridge.name=docker_gwbridge",
@@ -95,13 +95,20 @@ class Node:
         run(*inner, "address", "add", f"{self.address6}/64", "dev", "eth0", "nodad")
         run(*inner, "link", "set", "eth0", "up")
 
-    def start(self) -> None:
+    def unplug(self) -> None:
+        """Nothing is left of its network, nor of what its kernel knew of connections."""
+        run("ip", "-n", self.cluster.lan, "link", "delete", self.cable)
+        run("ip", "netns", "delete", self.namespace)
+
+    def start(self, hardened: str = "true") -> None:
         """Switch it on: its processes, and process 1 takes all others with it."""
+        if not Path(f"/run/netns/{self.namespace}").exists():
+            self.plug()
         (self.folder / "docker").mkdir(parents=True, exist_ok=True)
         (self.folder / "docker.sock").unlink(missing_ok=True)
         group = f"/{self.cluster.lan}/{self.name}"
         boot = self.folder / "boot"
-        boot.write_text(BOOT.format(name=self.name, folder=self.folder, group=group))
+        boot.write_text(BOOT.format(name=self.name, folder=self.folder, group=group, hardened=hardened))
         self.mend()
         log = (self.folder / "log").open("ab")
         path = f"{self.cluster.binaries}:{os.environ['PATH']}"
@@ -132,16 +139,25 @@ class Node:
         """Power cut: nothing is said to anyone."""
         self.cut()
         self.off()
+        self.unplug()
+
+    def stop_engine(self) -> None:
+        """As `systemctl stop docker`: it stops its containers, and the machine stays on."""
+        os.kill(self.engine(), 15)
+        self.starter.wait(timeout=60)
+        self.init = 0
 
     def off(self) -> None:
         with suppress(ProcessLookupError):
             os.kill(self.init, 9)
         self.starter.wait(timeout=30)
+        self.init = 0
 
     def containers(self, service: str) -> list[dict[str, Any]]:
         """What its engine knows of this service's running containers."""
         ids = self.docker("ps", "--quiet", "--filter", f"label=com.docker.swarm.service.name={service}").split()
-        found: list[dict[str, Any]] = json.loads(self.docker("inspect", *ids)) if ids else []
+        # One that is just gone is not found, and fails the command that shows the others all the same.
+        found: list[dict[str, Any]] = json.loads(self.docker("inspect", *ids, check=False) or "[]") if ids else []
         return found
 
 
@@ -168,7 +184,6 @@ class Cluster:
         self._network()
         self._registry()
         for node in self.nodes:
-            node.plug()
             node.start()
         with ThreadPoolExecutor() as threads:
             list(threads.map(self._prepare, self.nodes))
@@ -214,6 +229,17 @@ class Cluster:
         for node in self.nodes:
             node.id = node.docker("info", "--format", "{{.Swarm.NodeID}}")
         self.settle()
+
+    def leader(self) -> Node:
+        listed = self.manager.docker("node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}").splitlines()
+        names = [line.split()[0] for line in listed if line.endswith(" Leader")]
+        return next(node for node in self.nodes if [node.name] == names)
+
+    def stop_registry(self) -> None:
+        run("docker", "stop", self.lan)
+
+    def start_registry(self) -> None:
+        run("docker", "start", self.lan)
 
     def settle(self, seconds: float = 120) -> None:
         """Until every node is ready, and the managers agree."""

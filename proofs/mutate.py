@@ -104,7 +104,7 @@ def in_turn(settings: list[Setting]) -> list[Setting]:
 
 
 def needs_engine(setting: Setting) -> bool:
-    return any("compose" in proof or "containers" in proof for proof in setting.proofs)
+    return any(word in proof for proof in setting.proofs for word in ("compose", "containers", "swarm"))
 
 
 def digest() -> str:

@@ -129,7 +129,9 @@ class Connections:
 
     async def ask(self, request: bytes) -> int:
         """The status of the answer; on the connection that was idle longest, so that every one sees idle time."""
-        connection = await self._take()
+        return await self.ask_on(await self.take(), request)
+
+    async def ask_on(self, connection: Connection, request: bytes) -> int:
         try:
             status = await connection.ask(request)
         except BaseException:
@@ -141,17 +143,22 @@ class Connections:
             self.idle.append(connection)
         return status
 
-    async def _take(self) -> Connection:
+    async def take(self) -> Connection:
+        """One that is idle, or a new one."""
         while self.idle:
             connection = self.idle.popleft()
             if not connection.closed:
                 return connection
             self._close(connection)
+        connection = await self.connect()
+        self.open.add(connection)
+        return connection
+
+    async def connect(self) -> Connection:
         name = "localhost" if self.trust else None
         _, connection = await asyncio.get_running_loop().create_connection(
             Connection, "127.0.0.1", self.port, ssl=self.trust, server_hostname=name
         )
-        self.open.add(connection)
         return connection
 
     def _close(self, connection: Connection) -> None:

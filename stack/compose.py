@@ -72,9 +72,13 @@ def check_configuration() -> None:
             raise Failure(f"the secret {name} has no file {secret['file']}: write it there")
 
 
-def configuration() -> dict[str, Any]:
-    """What Compose makes of its files and variables. Raises Failure with its line where it refuses them."""
-    asked = subprocess.run([*COMPOSE, "config", "--format", "json"], capture_output=True, text=True)
+def configuration(*profiles: str) -> dict[str, Any]:
+    """What Compose makes of its files and variables. Raises Failure with its line where it refuses them.
+
+    With `profiles` beside those of COMPOSE_PROFILES.
+    """
+    more = [f"--profile={profile}" for profile in profiles]
+    asked = subprocess.run([*COMPOSE, *more, "config", "--format", "json"], capture_output=True, text=True)
     if asked.returncode:
         raise Failure(asked.stderr.strip())
     found: dict[str, Any] = json.loads(asked.stdout)

@@ -20,12 +20,20 @@ from typing import Any
 
 from stack import certificate, compose
 from stack.alone import alone
-from stack.console import Failure, app_fault, say
-from stack.settings import StackSettings, project
+from stack.console import Failure, app_fault, say, wait_for
+from stack.settings import ROOT, StackSettings, project
 from stack.stackfile import StackFile, bytes_of, generate
 
+# Where Locust's master leaves its report: in a folder that any user may write to, and that is not in memory.
+REPORTS = "/var/tmp/reports"
+# States of a task whose container does not run any more.
+ENDED = ("complete", "shutdown", "failed", "rejected", "orphaned", "remove")
 PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
 NAMESPACE = "com.docker.stack.namespace"
+NO_NEW_PRIVILEGES = (
+    'no-new-privileges is not set for its engine, and Swarm sets it for no service: put {"no-new-privileges": true} '
+    "into /etc/docker/daemon.json there and restart the engine (docs/cluster.md)"
+)
 
 
 def _docker(*arguments: str, check: bool = True, text: str | None = None) -> str:
@@ -130,18 +138,55 @@ def check_platforms(nodes: list[dict[str, Any]], image: str, platform: str) -> N
             )
 
 
+def _wants_no_new_privileges(config: dict[str, Any]) -> bool:
+    """`docker stack deploy` drops it, so the engines have to say it for all containers."""
+    return any("no-new-privileges:true" in (s.get("security_opt") or []) for s in config["services"].values())
+
+
 def _check_engine(config: dict[str, Any]) -> None:
-    """`docker stack deploy` drops no-new-privileges, so the engines have to say it for all containers."""
-    asked = any("no-new-privileges:true" in (s.get("security_opt") or []) for s in config["services"].values())
-    if asked and "no-new-privileges" not in _docker("info", "--format", "{{.SecurityOptions}}"):
-        raise Failure(
-            'no-new-privileges is not set for this engine, and Swarm sets it for no service: put {"no-new-privileges": '
-            "true} into /etc/docker/daemon.json of each node and restart its engine (docs/cluster.md)"
-        )
+    """The manager's, at once. No manager knows how the other engines are set: _try_on_all_nodes sees."""
+    has = _docker("info", "--format", "{{.SecurityOptions}}")
+    if _wants_no_new_privileges(config) and "no-new-privileges" not in has:
+        raise Failure(f"{_where()}: {NO_NEW_PRIVILEGES}")
 
 
-def _services() -> list[dict[str, Any]]:
-    ids = _docker("service", "ls", "--quiet", "--filter", f"label={NAMESPACE}={project()}").split()
+def _try_on_all_nodes(image: str, no_new_privileges: bool, settings: StackSettings) -> None:
+    """Each node pulls the app's image and runs a word in it. Raises Failure for the node that cannot, or may do more.
+
+    Before anything is replaced: a node that fails later has been half updated.
+    """
+    service = f"{project()}_trial"
+    look = "import sys; sys.exit('NoNewPrivs:\\t1' not in open('/proc/self/status').read())"
+    _docker("service", "rm", service, check=False)
+    options = ["--detach", "--quiet", "--with-registry-auth", "--mode", "global-job", "--restart-condition", "none"]
+    command = ["python", "-c", look if no_new_privileges else ""]
+    _docker("service", "create", *options, "--name", service, image, *command)
+    seconds = settings.ready_seconds + settings.stop_grace_seconds
+    end, done = time.monotonic() + seconds, set[str]()
+    try:
+        while True:
+            nodes, tasks = _serving(manager()), _tasks(service)
+            for task in tasks:
+                state, name = task["Status"]["State"], nodes.get(task.get("NodeID", ""), "")
+                if state == "failed" and task["Status"].get("ContainerStatus", {}).get("ExitCode") == 1 and name:
+                    raise Failure(f"{name}: {NO_NEW_PRIVILEGES}")
+                if state in ("failed", "rejected") and name:
+                    raise Failure(f"{name} cannot run {image}: {task['Status'].get('Err', 'it has ended')}")
+            well = {task["NodeID"] for task in tasks if task["Status"]["State"] == "complete"}
+            if set(nodes) <= well:
+                return
+            if well - done:
+                done, end = done | well, time.monotonic() + seconds
+            if time.monotonic() > end:
+                lacking = ", ".join(nodes[node] for node in set(nodes) - well)
+                raise Failure(f"{lacking}: {image} was not pulled and run within {seconds:g} s; nothing is changed")
+            time.sleep(0.2)
+    finally:
+        _docker("service", "rm", service, check=False)
+
+
+def _services(stack: str = "") -> list[dict[str, Any]]:
+    ids = _docker("service", "ls", "--quiet", "--filter", f"label={NAMESPACE}={stack or project()}").split()
     found: list[dict[str, Any]] = _json("service", "inspect", *ids) if ids else []
     return found
 
@@ -253,6 +298,7 @@ def deploy(settings: StackSettings) -> None:
             for image in sorted(set(images.values())):
                 platform = _docker("image", "inspect", "--format", "{{.Architecture}}", image.partition("@")[0]).strip()
                 check_platforms(nodes, image.partition("@")[0], platform)
+            _try_on_all_nodes(images["app"], _wants_no_new_privileges(config), settings)
             made = generate(config, images)
             for name, reason in made.left_out.items():
                 say(f"left out: {name}: {reason}")
@@ -264,7 +310,7 @@ def deploy(settings: StackSettings) -> None:
                 _deploy_in_steps(made, settings)
             except Failure:
                 if fresh:
-                    _remove()
+                    _remove(settings)
                     say("nothing was left running")
                 raise
             _remove_unused()
@@ -280,7 +326,7 @@ def _deploy_in_steps(made: StackFile, settings: StackSettings) -> None:
     _stack_deploy(made.part(made.lasting()), "--prune")
 
 
-def _stack_deploy(text: str, *options: str) -> None:
+def _stack_deploy(text: str, *options: str, stack: str = "") -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(text)
         file.flush()
@@ -292,7 +338,7 @@ def _stack_deploy(text: str, *options: str) -> None:
             *options,
             "--compose-file",
             file.name,
-            project(),
+            stack or project(),
         )
 
 
@@ -404,9 +450,15 @@ def _remove_unused() -> None:
             _docker(kind, "rm", *unused, check=False)
 
 
-def _remove() -> None:
-    """The stack, and what docker stack rm does not wait for: a network can be removed when its containers are gone."""
-    _docker("stack", "rm", "--detach=false", project(), check=False)
+def _remove(settings: StackSettings, stack: str = "") -> None:
+    """The stack, with a wait for the end of its containers: that of docker stack rm itself may have no end."""
+    tasks = [task["ID"] for service in _services(stack) for task in _tasks(service["Spec"]["Name"])]
+    _docker("stack", "rm", "--detach=true", stack or project(), check=False)
+    end = time.monotonic() + settings.stop_grace_seconds + 10
+    while tasks and time.monotonic() < end:
+        found = json.loads(_docker("inspect", "--type", "task", *tasks, check=False) or "[]")
+        tasks = [task["ID"] for task in found if task["Status"]["State"] not in ENDED]
+        time.sleep(0.2)
 
 
 def up(settings: StackSettings, table: dict[str, str]) -> None:
@@ -415,9 +467,8 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
 
 
 def down(settings: StackSettings) -> None:
-    del settings
     manager()
-    _remove()
+    _remove(settings)
 
 
 def ps() -> None:
@@ -443,7 +494,9 @@ def log_lines() -> Iterator[tuple[str, str]]:
     """All that nginx and the app have logged on the nodes that answer, each line with its tier."""
     manager()
     for tier in ("app", "nginx"):
-        said = _docker("service", "logs", "--raw", f"{project()}_{tier}", check=False)
+        # The app logs to its error output.
+        command = ["docker", "service", "logs", "--raw", f"{project()}_{tier}"]
+        said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
         yield from ((tier, line) for line in said.splitlines())
 
 
@@ -469,5 +522,59 @@ def check(settings: StackSettings) -> str:
 
 
 def loadtest(settings: StackSettings, table: dict[str, str]) -> int:
-    del settings, table
-    raise Failure("WAY=swarm has no load test yet: load it from another machine, with a stack of its own there")
+    """Locust's workers on the nodes, its master on the manager that is asked; the exit status of the run.
+
+    A stack beside the stack, on the network of nginx: no port of it is published, and the master has no web UI.
+    """
+    nodes, here = manager(), _docker("info", "--format", "{{.Swarm.NodeID}}").strip()
+    if here not in _serving(nodes):
+        raise Failure(f"{_where()}: this manager takes no containers, and the report is fetched from it; ask another")
+    stack = f"{project()}_loadtest"
+    if _services(stack):
+        raise Failure(f"another load test of {project()} runs; where that has died: docker stack rm {stack}")
+    config = load_configuration(compose.configuration("locust-on"), here, table["LOADTEST_PROCESSES"])
+    made = generate(config, _build(config, settings, {}))
+    of_master = f"label=com.docker.swarm.service.name={stack}_locust"
+
+    def master() -> str:
+        states = ("--filter", "status=running", "--filter", "status=exited")
+        return _docker("ps", "--all", "--quiet", "--no-trunc", "--filter", of_master, *states).strip()
+
+    try:
+        _stack_deploy(made.part(made.lasting() + made.once), stack=stack)
+        wait_for("the start of Locust's master", lambda: bool(master()), settings.ready_seconds)
+        container = master().split()[0]
+        subprocess.run(["docker", "logs", "--follow", container])
+        status = int(_docker("inspect", "--format", "{{.State.ExitCode}}", container))
+        reports = ROOT / "reports"
+        reports.mkdir(exist_ok=True)
+        _docker("cp", f"{container}:{REPORTS}/.", str(reports), check=status < 2)
+        return status
+    finally:
+        _remove(settings, stack)
+
+
+def load_configuration(config: dict[str, Any], node: str, processes: str) -> dict[str, Any]:
+    """What Compose makes of Locust's services, as a stack of their own beside that of `config`."""
+    networks = {"edge": {"external": True, "name": f"{project()}_edge"}}
+    both = {}
+    for name in ("locust", "locust-worker"):
+        service = {key: value for key, value in config["services"][name].items() if key not in ("ports", "depends_on")}
+        both[name] = service | {"networks": {"edge": None}}
+    limits = {name: service["deploy"]["resources"] for name, service in both.items()}
+    both["locust"] |= {
+        "entrypoint": ["python", "-m", "loadtest", REPORTS],
+        "command": None,
+        "healthcheck": None,  # it asks the web UI
+        "restart": "no",
+        # The report is fetched when it has ended: from what it has written, and not from memory.
+        "read_only": False,
+        "environment": both["locust"]["environment"] | {"LOADTEST_ELSEWHERE": "1"},
+        "deploy": {"resources": limits["locust"], "placement": {"constraints": [f"node.id == {node}"]}},
+    }
+    both["locust-worker"] |= {
+        # At the end of a run they leave with status 0, and are not to come again. What is no number the master refuses.
+        "restart": "on-failure",
+        "deploy": {"resources": limits["locust-worker"], "replicas": int(processes) if processes.isdigit() else 1},
+    }
+    return config | {"services": both, "networks": networks}

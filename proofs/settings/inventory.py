@@ -26,7 +26,7 @@ TABLES = ("map", "geo", "if", "types")
 # Directives of which there are many: the first argument is part of the name.
 NAMED = ("proxy_set_header", "proxy_hide_header", "add_header", "error_page", "include", "log_format")
 # Arguments that are settings of their own.
-FLAGS = ("default_server", "resolve", "always", "reuseport")
+FLAGS = ("default_server", "resolve", "always", "reuseport", "backup")
 # Not security, resources, health, networks or lifecycle: what is built and passed in.
 LEFT_OUT_OF_COMPOSE = ("build", "image", "develop", "environment", "x-hardened.logging.driver")
 # ... but these say who is believed and where is written to.
@@ -49,6 +49,7 @@ def _nginx() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         values = native.environment(settings, table) | {"NGINX_RUN": folder, "UPSTREAM_RESOLVER": "127.0.0.11"}
         values |= {"TLS": "acme", "HTTPS_PORT": "443", "HTTP3": "on", "HSTS_SECONDS": "0"}
+        values["UPSTREAM_HERE"] = values["UPSTREAM_HOST"]  # as on a swarm: with the other nodes' behind
         values["STICKY_SESSIONS"] = "none"  # whatever the row says: its directives take the place of least_conn
         # With a load balancer in front, whatever the rows say: without one there is nothing to find.
         values |= {"FORWARDED_HEADERS_FROM": "192.0.2.1", "PROXY_PROTOCOL_FROM": ""}

@@ -13,6 +13,7 @@ WORKER = "proofs/test_worker.py::"
 ANSWERS = "proofs/test_answers.py::"
 CACHE = "proofs/test_cache.py::"
 BALANCER = "proofs/test_load_balancer.py::"
+SWARM = "proofs/test_swarm.py::"
 
 
 @dataclass(frozen=True)
@@ -357,6 +358,19 @@ SYMPTOMS = [
          "test_a_worker_without_a_descriptor_serves_what_it_has_and_accepts_again_when_it_has_one"],
         ["app_worker_descriptors", "app_worker_descriptors_limit", "app_worker_accept_queue",
          "app_worker_accept_queue_limit", "app_listen_overflows_total"],
+    ),
+    Symptom(
+        "504 or no answer from nodes of a swarm that are well, when another one has died",
+        "their nginx asked that one's app over an idle connection: each has to ask its own first",
+        ["upstream.conf: upstream app / server backup"],
+        [SWARM + "test_a_power_cut_loses_only_what_was_in_flight_there"],
+        ['nginx_http_responses_total{cause="silent"}'],
+    ),
+    Symptom(
+        "one node of a swarm refuses, or says 503, for a moment when its nginx starts",
+        "nginx knows of no app yet; no byte has reached one, so whoever is in front may ask another node, POST or not",
+        [],
+        [SWARM + "test_nothing_is_lost_when_nginx_is_replaced_and_a_node_is_drained"],
     ),
     Symptom(
         "connections from this machine itself to the published port are refused for good, from outside all is well",

@@ -249,6 +249,17 @@ SETTINGS: list[Setting | Unproven] = [
         [RECREATED],
     ),
     Setting(
+        ["upstream.conf: upstream app / server backup"],
+        "WAY=swarm: nginx asks its own node's app, and another's only where that is not there or full.",
+        "all are asked alike",
+        "removed",
+        [(UPSTREAM, ' " backup"', "")],
+        [
+            "proofs/test_swarm.py::test_a_power_cut_loses_only_what_was_in_flight_there",
+            "proofs/test_swarm.py::test_each_node_answers_with_its_own_app_and_the_clients_address",
+        ],
+    ),
+    Setting(
         ["upstream.conf: upstream app / server max_fails"],
         "One slow answer does not take a worker out.",
         "1, for 10 s",
