@@ -113,10 +113,23 @@ PATIENT_BUDGET = {
 }
 
 
+_given_ports = random.randrange(1_250)
+
+
 def free_ports(count: int) -> int:
-    """The first of `count` free ports in a row, outside the range from which the kernel gives its own."""
+    """The first of `count` free ports in a row, outside the range from which the kernel gives its own.
+
+    Each process of pytest-xdist has a range of its own, and goes through it in a circle: between a look at ports and
+    the start of a stack nobody else must be given them.
+    """
+    global _given_ports
+    each = 1_250
+    low = 22_000 + each * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8)
     while True:
-        first = random.randrange(20_000, 32_000)
+        if _given_ports + count > each:
+            _given_ports = 0
+        first = low + _given_ports
+        _given_ports += count
         try:
             for port in range(first, first + count):
                 with socket.socket() as trial:
