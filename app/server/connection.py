@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.server.deadlines import Deadlines
 from app.server.forwarded import Forwarded
 
 CONTINUE = b"HTTP/1.1 100 "
@@ -86,16 +87,14 @@ class JoiningTransport:
 
 
 class Kept:
-    """In the place of the timer that closes an idle connection: to set and cancel one for each answer costs CPU. The
-    connection has it while Uvicorn would have a timer, and is looked at once a second.
-    """
+    """In the place of the timer that closes an idle connection, as long as Uvicorn would have one."""
 
     def cancel(self) -> None:
         """Nothing."""
 
 
 class TaskMaker:
-    """All that a protocol gets of its loop."""
+    """All that a protocol gets of its loop: for the timer of an idle connection there are its Deadlines."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.create_task = loop.create_task
@@ -110,10 +109,11 @@ class DrainingProtocol(HttpToolsProtocol):
 
     joining: JoiningTransport
 
-    def __init__(self, heads: HeldHeads, forwarded: Forwarded, **given: Any) -> None:
+    def __init__(self, heads: HeldHeads, forwarded: Forwarded, idle: Deadlines, **given: Any) -> None:
         super().__init__(**given)
         self.heads = heads
         self.forwarded = forwarded
+        self.idle = idle
         self.idle_since = monotonic()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -127,17 +127,24 @@ class DrainingProtocol(HttpToolsProtocol):
         if joining.head:
             joining.flush()  # of an answer that has no body
         joining.expects_head = True
-        self.idle_since = monotonic()
+        self.idle_since = now = monotonic()
         super().on_response_complete()
+        # The next request does not take it out, which would be one more call for each: on_deadline() looks.
+        self.idle.begun.pop(self, None)
+        self.idle.add(self, now)
 
-    def close_if_kept_since(self, moment: float) -> None:
-        """Close it when it waits for its next request since `moment`, in monotonic time."""
-        if self.timeout_keep_alive_task is not None and self.idle_since <= moment:
+    def on_deadline(self) -> None:
+        if self.timeout_keep_alive_task is not None:  # none has come since
             self.timeout_keep_alive_handler()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.idle.begun.pop(self, None)
+        super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
         self.transport = self.joining.transport
         super().handle_websocket_upgrade()
+        self.idle.begun.pop(self, None)
         # It holds this protocol, which holds it: both would stay as long as the WebSocket, or until the garbage
         # collector comes.
         self.parser = None  # type: ignore[assignment]

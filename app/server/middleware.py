@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable
-from time import perf_counter
+from time import monotonic
 from types import CoroutineType
 from typing import Any
 
@@ -19,6 +19,7 @@ from anyio import move_on_after
 from app.server import logs, worker_state
 from app.server.asgi import ASGIApp, Message, Receive, Scope, Send
 from app.server.cache import Offers
+from app.server.deadlines import Deadlines
 from app.server.metrics import Metrics
 
 logger = logging.getLogger("app.requests")
@@ -95,35 +96,6 @@ class RequestMiddleware:
         return (200 if worker_state.state == "ready" else 503), b"text/plain", worker_state.state.encode() + b"\n"
 
 
-class Deadlines:
-    """Calls `on_deadline` of each request that is not done `seconds` after it began.
-
-    All have the same time, so the first that began is the first that is due, and one timer is enough: to set and cancel
-    one for each request costs CPU.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.begun: dict[RequestResponse, float] = {}  # when (perf_counter), in that order
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, request: RequestResponse, now: float) -> None:
-        self.begun[request] = now
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self.seconds, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        while self.begun:
-            request, begun = next(iter(self.begun.items()))
-            left = begun + self.seconds - perf_counter()
-            if left > 0:
-                self._timer = asyncio.get_running_loop().call_later(left, self._look)
-                return
-            del self.begun[request]
-            request.on_deadline()
-
-
 class RequestResponse:
     """One request and its answer.
 
@@ -170,7 +142,7 @@ class RequestResponse:
         self._streams_events = False
         self._sending = 0  # parts of a stream that the client has not taken yet
         self._task: asyncio.Task[Any] = asyncio.current_task(worker_state.loop)  # type: ignore[assignment]
-        self._start = perf_counter()
+        self._start = monotonic()
         middleware.deadlines.add(self, self._start)
         middleware.metrics.begin()
 
@@ -232,7 +204,7 @@ class RequestResponse:
 
     def _begin(self, message: Message) -> None:
         self._status = message["status"]
-        self._begun = self._last_sent = perf_counter()
+        self._begun = self._last_sent = monotonic()
         for name, value in message.get("headers", ()):
             if name == b"content-type":
                 if value.startswith(b"text/event-stream"):
@@ -249,7 +221,7 @@ class RequestResponse:
             await self._send(message)
         finally:
             self._sending -= 1
-            self._last_sent = perf_counter()
+            self._last_sent = monotonic()
 
     def _stop_timing(self) -> None:
         self._middleware.deadlines.begun.pop(self, None)
@@ -283,7 +255,7 @@ class RequestResponse:
         While the client has not taken a part, nginx judges whether it moves (CLIENT_SEND_TIMEOUT_SECONDS).
         """
         limit = self._middleware.stall_seconds
-        standing = 0.0 if self._sending else perf_counter() - self._last_sent
+        standing = 0.0 if self._sending else monotonic() - self._last_sent
         if standing < limit:
             self._timer = asyncio.get_running_loop().call_later(limit - standing, self._on_stall)
         else:
@@ -306,7 +278,7 @@ class RequestResponse:
 
     async def _answer(self, status: int, error: str) -> None:
         self._status = status
-        self._begun = perf_counter()
+        self._begun = monotonic()
         self._answered = True
         body = {"status": status, "error": error, "request_id": logs.request_id.get()}
         await _respond(self._send, status, b"application/json", json.dumps(body).encode())
@@ -316,7 +288,7 @@ class RequestResponse:
         if self._recorded:
             return
         self._recorded = True
-        middleware, scope, now = self._middleware, self._scope, perf_counter()
+        middleware, scope, now = self._middleware, self._scope, monotonic()
         route = getattr(scope.get("route"), "path", "")
         # 499: nginx's number for a client that left before the answer began
         seconds = None if self._streams_events else now - self._start
@@ -329,7 +301,7 @@ class RequestResponse:
         extra = {
             "reason": reason,
             "status": self._status or 499,
-            "duration_ms": round((perf_counter() - self._start) * 1000, 1),
+            "duration_ms": round((monotonic() - self._start) * 1000, 1),
         }
         logger.log(level, "%s %s", self._scope["method"], self._scope["path"], exc_info=failure, extra=extra)
 

@@ -16,6 +16,7 @@ from uvicorn import Server
 from app.server import memory, messages, worker_state
 from app.server.accept import Acceptor
 from app.server.connection import DrainingProtocol, HeldHeads, TaskMaker
+from app.server.deadlines import Deadlines
 from app.server.drain import drain
 from app.server.forwarded import Forwarded
 from app.server.metrics import Metrics
@@ -51,6 +52,7 @@ class DrainingServer(Server):
         self._given = {
             "heads": HeldHeads(loop),
             "forwarded": Forwarded(self.config.loaded_app),
+            "idle": Deadlines(self.config.timeout_keep_alive),
             "config": self.config,
             "server_state": self.server_state,
             "app_state": self.lifespan.state,
@@ -127,20 +129,12 @@ class DrainingServer(Server):
 
     async def on_tick(self, counter: int) -> bool:
         self.notify_master()
-        if counter % TICKS_IN_A_SECOND == 0:
-            self._close_idle_connections()
         leave = await super().on_tick(counter)
         if not (self._replacement_wanted or leave) and (wanted := self._why_replace(counter)):
             self._replacement_wanted = True
             logger.info("%s: asking for a replacement", wanted.detail)
             self.worker.tell_master(wanted)
         return leave
-
-    def _close_idle_connections(self) -> None:
-        moment = time.monotonic() - self.config.timeout_keep_alive
-        for connection in list(self.server_state.connections):
-            if isinstance(connection, DrainingProtocol):
-                connection.close_if_kept_since(moment)
 
     def _why_replace(self, counter: int) -> messages.ReplacementWanted | None:
         requests = self.server_state.total_requests

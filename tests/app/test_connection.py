@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,6 +14,7 @@ from uvicorn.server import ServerState
 
 from app.server.asgi import ASGIApp, Receive, Scope, Send
 from app.server.connection import COPIED_BYTES, DrainingProtocol, HeldHeads, TaskMaker
+from app.server.deadlines import Deadlines
 from app.server.forwarded import Forwarded
 
 ASK = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -56,6 +58,7 @@ def serve(
     talk: Talk,
     run: Callable[..., None] = asyncio.run,
     made: list[weakref.ref[Recorded]] | None = None,
+    keep: float = 75,
 ) -> Recorded:
     """`talk` to a server of `app` on loopback; its class, which has what was written and the connections made."""
     connections = [] if made is None else made
@@ -68,10 +71,10 @@ def serve(
         config = Config(app, http="httptools", lifespan="off", log_config=None)
         config.load()
         loop = asyncio.get_running_loop()
-        heads, state, forwarded, tasks = HeldHeads(loop), ServerState(), Forwarded(config.loaded_app), TaskMaker(loop)
-        server = await loop.create_server(
-            lambda: Kept(heads, forwarded, config=config, server_state=state, app_state={}, _loop=tasks), "127.0.0.1", 0
-        )
+        state = ServerState()
+        given = {"config": config, "server_state": state, "app_state": {}, "_loop": TaskMaker(loop)}
+        shared = HeldHeads(loop), Forwarded(config.loaded_app), Deadlines(keep)
+        server = await loop.create_server(lambda: Kept(*shared, **given), "127.0.0.1", 0)
         async with server, asyncio.timeout(20):
             reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
             await talk(reader, writer)
@@ -167,46 +170,27 @@ def test_a_client_that_is_told_to_go_on_is_told_at_once_and_answered_whole() -> 
     serve(app, talk)
 
 
-def test_a_connection_is_closed_for_its_idleness_between_two_requests_alone() -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_connection_is_closed_for_its_idleness_between_two_requests_alone(run: Callable[..., None]) -> None:
     """Not before its first one, and not while one comes or is answered."""
-    go_on = asyncio.Event()
+    keep, longer = 0.3, 0.7
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await go_on.wait()
+        await asyncio.sleep(longer)
         await answering(b"ok", content_length="2")(scope, receive, send)
 
-    def close(found: list[weakref.ref[Recorded]]) -> None:
-        (connection,) = (each() for each in found)
-        assert connection is not None
-        connection.close_if_kept_since(connection.idle_since)
-
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async def answered() -> None:
-            close(made)
-            go_on.set()
+        await asyncio.sleep(longer)
+        for _ in range(2):
+            writer.write(ASK[:10])
+            await asyncio.sleep(longer)
+            writer.write(ASK[10:])
             assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 OK\r\n")
-            go_on.clear()
-
-        while not made:  # noqa: ASYNC110 (nothing tells of it)
-            await asyncio.sleep(0.01)
-        close(made)
-        writer.write(ASK)
-        await answered()
-        writer.write(ASK[:10])
-        await asyncio.sleep(0.1)
-        close(made)
-        writer.write(ASK[10:])
-        await answered()
-        (connection,) = (each() for each in made)
-        assert connection is not None
-        connection.close_if_kept_since(connection.idle_since - 0.001)
-        await asyncio.sleep(0.1)
-        assert not reader.at_eof(), "it was closed before its time"
-        close(made)
+        begun = time.monotonic()
         assert await reader.read() == b""
+        assert time.monotonic() - begun > keep - 0.1
 
-    made: list[weakref.ref[Recorded]] = []
-    serve(app, talk, made=made)
+    serve(app, talk, run, keep=keep)
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
