@@ -52,6 +52,7 @@ SIGNATURES: list[tuple[str, Callable[..., Any], str]] = [
     ("connection.py", HttpToolsProtocol.handle_websocket_upgrade, "(self)"),
     ("connection.py", HttpToolsProtocol.shutdown, "(self)"),
     ("connection.py", HttpToolsProtocol.timeout_keep_alive_handler, "(self)"),
+    ("connection.py", HttpToolsProtocol.connection_lost, "(self, exc)"),
     ("forwarded.py", ProxyHeadersMiddleware.__init__, "(self, app, trusted_hosts)"),
     ("arbiter.py", Arbiter.manage_workers, "(self)"),
     ("arbiter.py", Arbiter.spawn_worker, "(self)"),
