@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,15 @@ def send_get(connection: socket.socket, path: str) -> None:
 
 def raw_get(connection: socket.socket, path: str) -> str:
     """Ask on this connection, and read the whole answer; "" when it is closed."""
-    answer = b""
     with suppress(ConnectionError):
         send_get(connection, path)
+    return read_answer(connection)
+
+
+def read_answer(connection: socket.socket) -> str:
+    """The whole answer to what was asked on this connection; "" when it is closed."""
+    answer = b""
+    with suppress(ConnectionError):
         while data := connection.recv(65536):
             answer += data
             head, found, body = answer.lower().partition(b"\r\n\r\n")
@@ -88,6 +94,19 @@ def idle_connection(stack: Stack, slot: int = 0) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", stack.app_port + slot), timeout=DEADLINE)
     assert raw_get(connection, "/livez").startswith("HTTP/1.1 200 ")
     return connection
+
+
+@contextmanager
+def loop_held(stack: Stack, folder: Path) -> Iterator[None]:
+    """The first worker's loop stands still: what is sent meanwhile it finds at once when it comes out."""
+    with idle_connection(stack) as blocker:
+        send_get(blocker, f"/held?until={folder}/released")
+        until("the loop stands still", (folder / "released.begun").exists)
+        try:
+            yield
+        finally:
+            (folder / "released").touch()
+        assert read_answer(blocker)
 
 
 # --- what runs ----------------------------------------------------------------------------------------------
@@ -259,36 +278,40 @@ def test_a_full_thread_pool_holds_up_none_but_those_that_need_it(odd: Stack) -> 
         until("a thread is free again", lambda: client.get("/nap?ms=0").status_code == 200)
 
 
-def test_a_new_connection_does_not_wait_for_rounds_of_requests_that_came_after_its_own(odd: Stack) -> None:
+def test_a_new_connection_does_not_wait_for_rounds_of_requests_that_came_after_its_own(
+    odd: Stack, tmp_path: Path
+) -> None:
     """It takes three turns of the loop, and no turn may last as long as all requests that have come."""
     many = 100
-    with ExitStack() as opened:
-        blocker, *others = [opened.enter_context(idle_connection(odd)) for _ in range(many + 1)]
 
-        def ask(connection: socket.socket, ms: int = 5) -> float:
-            return float(raw_get(connection, f"/begun?ms={ms}").rpartition("\r\n\r\n")[2])
+    def begun(connection: socket.socket) -> float:
+        return float(read_answer(connection).rpartition("\r\n\r\n")[2])
 
-        def ask_twice(connection: socket.socket) -> float:
-            ask(connection)
-            return ask(connection)  # as soon as it was answered
+    def ask_again(connection: socket.socket) -> float:
+        begun(connection)
+        send_get(connection, "/begun?ms=5")  # as soon as it was answered
+        return begun(connection)
 
-        with ThreadPoolExecutor(many) as callers:
-            send_get(blocker, "/hang?ms=1500")
-            time.sleep(0.3)  # the worker is in it now, and finds all that follows at once when it comes out
-            second = [callers.submit(ask_twice, connection) for connection in others]
-            time.sleep(0.3)
+    with ExitStack() as opened, ThreadPoolExecutor(many) as callers:
+        others = [opened.enter_context(idle_connection(odd)) for _ in range(many)]
+        with loop_held(odd, tmp_path):
+            for connection in others:
+                send_get(connection, "/begun?ms=5")
+            second = [callers.submit(ask_again, connection) for connection in others]
             new = opened.enter_context(socket.create_connection(("127.0.0.1", odd.app_port), timeout=DEADLINE))
-            begun = ask(new, ms=0)
-            before = sum(each.result() < begun for each in second)
+            send_get(new, "/begun?ms=0")
+        first = begun(new)
+        before = sum(each.result() < first for each in second)
     assert before < many / 2, f"{before} requests that were sent long after the new connection's were begun before it"
 
 
-def test_turns_are_short_until_the_first_request_of_a_new_connection_begins(odd: Stack) -> None:
-    with idle_connection(odd) as blocker:
-        send_get(blocker, "/hang?ms=500")
-        time.sleep(0.2)  # the worker is in it now, and finds connection and request at once when it comes out
-        with socket.create_connection(("127.0.0.1", odd.app_port), timeout=DEADLINE) as new:
-            first, later = (int(raw_get(new, "/short").rpartition("\r\n\r\n")[2]) for _ in range(2))
+def test_turns_are_short_until_the_first_request_of_a_new_connection_begins(odd: Stack, tmp_path: Path) -> None:
+    with ExitStack() as opened:
+        with loop_held(odd, tmp_path):
+            new = opened.enter_context(socket.create_connection(("127.0.0.1", odd.app_port), timeout=DEADLINE))
+            send_get(new, "/short")
+        first = int(read_answer(new).rpartition("\r\n\r\n")[2])
+        later = int(raw_get(new, "/short").rpartition("\r\n\r\n")[2])
     assert first >= 1, "its first request began after a turn that others may have made long"
     assert later == 0, "turns go on being short"
 

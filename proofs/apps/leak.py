@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 
 from fastapi.responses import StreamingResponse
 
@@ -35,6 +36,15 @@ def nap(ms: int) -> int:
 async def hang(ms: int) -> int:
     """The event loop stands still, and all of its worker with it."""
     time.sleep(ms / 1000)  # noqa: ASYNC251 (the mistake is the point)
+    return os.getpid()
+
+
+@app.get("/held")
+async def held(until: Path) -> int:
+    """The event loop stands still until there is such a file; one beside it says that it does."""
+    until.with_suffix(".begun").touch()
+    while not until.exists():  # noqa: ASYNC240 (the mistake is the point)
+        time.sleep(0.005)  # noqa: ASYNC251
     return os.getpid()
 
 
