@@ -47,7 +47,16 @@ def counted(stack: Stack, cause: str, **labels: str) -> float:
 
 def grows(stack: Stack, by: int, cause: str, send: Callable[[], Any], **labels: str) -> None:
     """Fails unless exactly `by` more are counted after `send`."""
-    before = counted(stack, cause, **labels)
+    before = -1.0
+
+    def settled() -> bool:
+        """What earlier tests have sent is counted: nginx writes its lines four times a second."""
+        nonlocal before
+        last, before = before, counted(stack, cause, **labels)
+        time.sleep(0.5)
+        return before == last
+
+    until("the counts stand still", settled)
     send()
     until(f"{by} more counted as {cause} {labels}", lambda: counted(stack, cause, **labels) - before >= by)
     assert counted(stack, cause, **labels) - before == by
