@@ -218,17 +218,24 @@ def test_an_observer_that_is_gone_comes_back_and_costs_no_request(observed: Obse
     assert observed.until_ready() == workers
 
 
+def sockets(pid: int) -> set[str]:
+    """Those that this process has open."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # a file that is closed meanwhile
+            found.add(os.readlink(link))
+    return {name for name in found if name.startswith("socket:")}
+
+
 def test_the_observer_holds_no_listener_and_ends_with_its_master(tmp_path: Path) -> None:
     server = Observed(tmp_path)
     with serving(server):
         until("an answer of the observer", lambda: answers(server))
         pid = server.observer()
-        held = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.exists() or True}
-        master = {os.readlink(link) for link in Path(f"/proc/{server.process.pid}/fd").iterdir()}
-        shared = {name for name in held & master if name.startswith("socket:")}
+        shared = sockets(pid) & sockets(server.process.pid)
         assert not shared, f"the observer keeps sockets of its master open: {shared}"
         os.kill(server.process.pid, signal.SIGKILL)
-        until("the observer's end", lambda: not alive(pid), seconds=5)
+        until("the observer's end", lambda: not alive(pid))
     assert not re.search("Traceback", server.text())
 
 
