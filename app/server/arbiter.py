@@ -351,7 +351,8 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** (self.failures - 1))
         self.not_before = time.monotonic() + pause
         self.log.error("Slot %d has no new worker, next try in %.0f s: %s", slot, pause, reason)
-        self._refuse_unserved(slot)
+        for each in range(self.num_workers):  # none of them is tried sooner
+            self._refuse_unserved(each)
 
     def _refuse_unserved(self, slot: int) -> None:
         """Close the port of a slot that nobody serves, until a worker calls listen() on it again.

@@ -364,7 +364,6 @@ SYMPTOMS = [
         "their nginx asked that one's app over an idle connection: each has to ask its own first",
         ["upstream.conf: upstream app / server backup"],
         [SWARM + "test_a_power_cut_loses_only_what_was_in_flight_there"],
-        ['nginx_http_responses_total{cause="silent"}'],
     ),
     Symptom(
         "one node of a swarm refuses, or says 503, for a moment when its nginx starts",
