@@ -97,6 +97,14 @@ def children(pid: int) -> set[int]:
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
+def command_of(pid: int) -> str:
+    """The command line of this process; "" of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def fork_server(server: Server) -> int:
     """Its pid: the master's child that is neither a worker nor the observer."""
     (pid,) = others(server)
@@ -106,7 +114,7 @@ def fork_server(server: Server) -> int:
 def others(server: Server) -> list[int]:
     known = {worker["pid"] for worker in (server.status() or {})["workers"]}
     left = children(server.process.pid) - known
-    return [pid for pid in left if b"observer" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in left if "observer" not in command_of(pid)]
 
 
 def replaced(server: Server, victim: int) -> list[int]:

@@ -105,7 +105,7 @@ def test_a_reload_grows_a_second_generation_beside_the_first(native_stack: Stack
         expect(page.locator(".generation")).to_have_text(f"generation {number + 1}")
         texts = seen(page)
         assert f"generations {number} and {number + 1}" in texts, texts
-        for state in ("starts", "ready", "draining"):
+        for state in ("ready", "draining"):  # one that starts is seen where that takes longer than an update
             assert any(state in text for text in texts), f"no worker was seen {state}: {texts}"
 
 

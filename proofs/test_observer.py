@@ -21,6 +21,7 @@ import pytest
 from proofs.settings.symptoms import SYMPTOMS
 from proofs.stack import Stack, alive, until
 from proofs.test_faults import BROKEN, CHANGING, Server, no_descriptors, serving, write_module
+from proofs.test_fork import command_of
 from proofs.test_worker import raw_get, send_get
 
 pytestmark = pytest.mark.xdist_group("observer")
@@ -52,9 +53,7 @@ class Observed(Server):
 
         def children() -> list[int]:
             listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-            return [
-                pid for pid in map(int, listed) if "app.server.observer" in Path(f"/proc/{pid}/cmdline").read_text()
-            ]
+            return [pid for pid in map(int, listed) if "app.server.observer" in command_of(pid)]
 
         (pid,) = until("one observer", lambda: len(found := children()) == 1 and found)
         return int(pid)
