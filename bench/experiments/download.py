@@ -15,7 +15,7 @@ from bench.processes import Bench, CannotRun
 from bench.ratios import Goal, ratios
 
 QUESTION = "How fast does an answer of 1 GB come through this stack, and through a plain app and proxy?"
-ROUNDS = 7
+ROUNDS = 15
 GOAL = Goal("at least", 0.8)
 APP = "bench.experiments.download_app:app"
 PLAIN_CONF = Path(__file__).parent / "plain.conf.template"
