@@ -14,11 +14,10 @@ import sys
 import time
 from collections.abc import Callable
 
-import httpx
-
 from proofs import events
 from proofs.open_loop import OpenLoop
 from proofs.stack import PATIENT_BUDGET, Stack
+from proofs.test_prometheus import asked
 from proofs.zero_loss import put
 from stack.compose import engine
 
@@ -40,9 +39,8 @@ COMPOSE: list[Event] = [
 
 def alerts(stack: Stack) -> list[str]:
     """The alerts that have fired since Prometheus was started, by name."""
-    url = f"http://127.0.0.1:{stack.prometheus_port}/api/v1/query"
-    answer = httpx.get(url, params={"query": 'max_over_time(ALERTS{alertstate="firing"}[1d])'}, timeout=60)
-    return sorted({found["metric"]["alertname"] for found in answer.raise_for_status().json()["data"]["result"]})
+    found = asked(stack, "query", query='max_over_time(ALERTS{alertstate="firing"}[1d])')["result"]
+    return sorted({each["metric"]["alertname"] for each in found})
 
 
 def main() -> int:

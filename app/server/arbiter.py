@@ -351,21 +351,19 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** (self.failures - 1))
         self.not_before = time.monotonic() + pause
         self.log.error("Slot %d has no new worker, next try in %.0f s: %s", slot, pause, reason)
-        for each in range(self.num_workers):  # none of them is tried sooner
-            self._refuse_unserved(each)
+        self._refuse_unserved()
 
-    def _refuse_unserved(self, slot: int) -> None:
-        """Close the port of a slot that nobody serves, until a worker calls listen() on it again.
+    def _refuse_unserved(self) -> None:
+        """Close each port that nobody serves, until a worker calls listen() on it again.
 
-        The kernel would go on accepting, and a request would wait in the queue until nginx gives up.
+        The kernel would go on accepting, and a request would wait in the queue until nginx gives up. All of them: no
+        slot is tried before the next try.
         """
-        listener = self.LISTENERS[slot % len(self.LISTENERS)].sock
-        served_by = self._staying(slot if len(self.LISTENERS) > 1 else None)
-        if any(worker.ready_at for worker in served_by):
-            return
-        # Once: a second shutdown() outlasts listen(), and each connection that is accepted then is at its end.
-        if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            listener.shutdown(socket.SHUT_RDWR)
+        served = {worker.slot % len(self.LISTENERS) for worker in self._staying() if worker.ready_at}
+        for number, listener in enumerate(self.LISTENERS):
+            # Once: a second shutdown() outlasts listen(), and each connection that is accepted then is at its end.
+            if number not in served and listener.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                listener.sock.shutdown(socket.SHUT_RDWR)
 
     # --- signals --------------------------------------------------------------------------------------------
 
