@@ -13,11 +13,15 @@ from contextlib import suppress
 from ctypes import addressof, create_string_buffer
 from typing import Any
 
+from app.server import accept_queues
+
 logger = logging.getLogger("uvicorn.error")
 # How long to wait before accepting again when no descriptor or memory is left.
 ACCEPT_RETRY_SECONDS = 1.0
-# For the handshakes that had begun when the socket filter came: they end in the queue, and are taken.
-HANDSHAKE_SECONDS = 0.005
+# The handshakes that had begun when the socket filter came end in the queue, and are taken. On one machine that takes
+# microseconds, unless it is late with everything; a packet that was lost is sent again after a second.
+LONGEST_HANDSHAKE_SECONDS = 2.0
+HANDSHAKES_LOOK_SECONDS = 0.005
 SO_ATTACH_FILTER = 26  # Linux; the socket module has no name for it
 
 
@@ -62,9 +66,13 @@ class Acceptor:
         """Accept what waits, and let no handshake begin meanwhile: the kernel resets what is left in the queue."""
         for listener in self.listeners:
             _refuse_new_connections(listener)
-        self._loop.call_later(HANDSHAKE_SECONDS, self._take_the_rest_and_close)
+        end = self._loop.time() + LONGEST_HANDSHAKE_SECONDS
+        self._loop.call_later(HANDSHAKES_LOOK_SECONDS, self._take_the_rest_and_close, end)
 
-    def _take_the_rest_and_close(self) -> None:
+    def _take_the_rest_and_close(self, end: float) -> None:
+        if self._loop.time() < end and _handshakes(self.listeners):
+            self._loop.call_later(HANDSHAKES_LOOK_SECONDS, self._take_the_rest_and_close, end)
+            return
         for listener in self.listeners:
             self._accept(listener, self._backlog)
         self.close()
@@ -112,6 +120,12 @@ def _rest(begun: Any, waiter: Any) -> Generator[Any, None, None]:
     # Not a task itself: since Python 3.12 a task takes no generator.
     yield waiter
     yield from begun
+
+
+def _handshakes(listeners: list[socket.socket]) -> int:
+    with suppress(OSError):  # where the kernel does not tell
+        return accept_queues.handshakes({one.getsockname()[1] for one in listeners if one.family == socket.AF_INET})
+    return 0
 
 
 def _refuse_new_connections(listener: socket.socket) -> None:

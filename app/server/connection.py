@@ -9,6 +9,9 @@ tasks, and a timer for each answer that closes the connection when it has been i
 from __future__ import annotations
 
 import asyncio
+from array import array
+from fcntl import ioctl
+from termios import FIONREAD
 from time import monotonic
 from typing import Any, cast
 
@@ -134,7 +137,7 @@ class DrainingProtocol(HttpToolsProtocol):
         self.idle.add(self, now)
 
     def on_deadline(self) -> None:
-        if self.timeout_keep_alive_task is not None:  # none has come since
+        if self.timeout_keep_alive_task is not None and self.has_nothing_unread:  # none has come since
             self.timeout_keep_alive_handler()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -154,6 +157,18 @@ class DrainingProtocol(HttpToolsProtocol):
         """No request is under way: none has come yet, or the last one is answered."""
         return self.cycle is None or self.cycle.response_complete
 
+    @property
+    def has_nothing_unread(self) -> bool:
+        """No byte has come that the loop has not seen yet.
+
+        A worker that had no CPU for a while may find that a connection's time is over before it finds the request that
+        came in time: a POST would be lost.
+        """
+        unread = array("i", [0])
+        if not self.transport.is_closing():
+            ioctl(self.joining.get_extra_info("socket").fileno(), FIONREAD, unread)
+        return not unread[0]
+
     def shutdown(self) -> None:
         """The answer that has not begun says `Connection: close`.
 
@@ -165,5 +180,5 @@ class DrainingProtocol(HttpToolsProtocol):
 
     def close_if_idle_since(self, moment: float) -> None:
         """Close it when it has been idle since `moment`, in monotonic time: nginx has given it up by then."""
-        if self.is_idle and self.idle_since <= moment:
+        if self.is_idle and self.idle_since <= moment and self.has_nothing_unread:
             self.transport.close()

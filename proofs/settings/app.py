@@ -337,11 +337,21 @@ SETTINGS: list[Setting | Unproven] = [
         [(ACCEPT, "ACCEPT_RETRY_SECONDS = 1.0", "ACCEPT_RETRY_SECONDS = 3600.0")],
         [f"{FAULTS}::test_a_worker_without_a_descriptor_serves_what_it_has_and_accepts_again_when_it_has_one"],
     ),
-    Unproven(
-        ["accept.py: HANDSHAKE_SECONDS"],
+    Setting(
+        ["accept.py: LONGEST_HANDSHAKE_SECONDS"],
         "At a stop, the handshakes that began before new ones were shut out have this many seconds to end.",
         "none: they are reset",
-        "A handshake takes microseconds on one machine, and what cannot be held up there cannot be met at will.",
+        "0",
+        [(ACCEPT, "LONGEST_HANDSHAKE_SECONDS = 2.0", "LONGEST_HANDSHAKE_SECONDS = 0.0")],
+        ["tests/app/test_accept.py::test_a_handshake_that_is_late_is_taken_before_the_socket_is_closed"],
+    ),
+    Setting(
+        ["accept.py: HANDSHAKES_LOOK_SECONDS"],
+        "This often the server looks whether they have ended.",
+        "none",
+        "an hour",
+        [(ACCEPT, "HANDSHAKES_LOOK_SECONDS = 0.005", "HANDSHAKES_LOOK_SECONDS = 3600.0")],
+        ["tests/app/test_accept.py::test_a_handshake_that_is_late_is_taken_before_the_socket_is_closed"],
     ),
     Setting(
         ["turns.py: REQUESTS_IN_A_SHORT_TURN"],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import time
 import weakref
 from collections.abc import Awaitable, Callable
@@ -191,6 +192,31 @@ def test_a_connection_is_closed_for_its_idleness_between_two_requests_alone(run:
         assert time.monotonic() - begun > keep - 0.1
 
     serve(app, talk, run, keep=keep)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize("close", ["drain", "keep-alive"])
+def test_a_request_that_the_worker_has_not_read_yet_is_answered_where_idleness_would_close(
+    run: Callable[..., None], close: str
+) -> None:
+    """A worker that got no CPU for a while finds the end of a connection's time before its next request."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(ASK)
+        await reader.readuntil(b"ok")
+        connection = made[0]()
+        assert connection is not None
+        os.write(writer.get_extra_info("socket").fileno(), ASK)  # and not a turn of the loop in between
+        if close == "drain":
+            connection.close_if_idle_since(time.monotonic())
+        else:
+            connection.on_deadline()
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 OK\r\n")
+        connection.close_if_idle_since(time.monotonic())
+        assert await reader.read() == b""
+
+    made: list[weakref.ref[Recorded]] = []
+    serve(answering(b"ok", content_length="2"), talk, run, made)
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
