@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from proofs.stack import Stack
+from proofs.stack import ROOT, Stack
 
 
 def engine_answers() -> bool:
@@ -56,6 +58,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             way = "native"
         if way:
             item.add_marker(pytest.mark.xdist_group(way))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Nothing else of the suite runs beside a proof with the mark `alone`, in whichever process of pytest-xdist.
+
+    Two locks on what is there anyway: who waits to be alone holds the door, so that no other goes in before.
+    """
+    if "PYTEST_CURRENT_TEST" in os.environ:  # a proof runs pytest itself, and is in there already
+        return (yield)
+    with locked(ROOT / "tests") as door, locked(ROOT / "proofs", shared=not item.get_closest_marker("alone")):
+        fcntl.flock(door, fcntl.LOCK_UN)
+        return (yield)
+
+
+@contextmanager
+def locked(folder: Path, shared: bool = False) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @pytest.fixture(scope="session")

@@ -205,6 +205,7 @@ def total(accounts: Sequence[dict[str, Any]]) -> tuple[int, Counter[str]]:
     return sum(each["readers"] for each in accounts), statuses
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("addresses", [8, 1])
 def test_uploads_that_do_not_end_and_slow_readers_harm_nobody(committed: Stack, addresses: int) -> None:
     readers = 64 // addresses
@@ -216,6 +217,7 @@ def test_uploads_that_do_not_end_and_slow_readers_harm_nobody(committed: Stack, 
     assert statuses["429"], "no upload over the limit of its address was refused"
 
 
+@pytest.mark.alone
 def test_a_reader_of_megabytes_a_second_harms_nobody(committed: Stack) -> None:
     accounts = beside(committed, 1, "--readers", "1", "--path", "/large", "--bytes-per-second", "10000000")
     assert accounts[0]["megabytes_read"] > 50, f"the reader got {accounts[0]['megabytes_read']} MB"

@@ -391,6 +391,7 @@ def test_a_version_that_does_not_start_is_rolled_back_on_the_swarm(swarm: SwarmS
     running.outcome.assert_nothing_lost_or_doubled()
 
 
+@pytest.mark.alone
 def test_nothing_is_lost_when_nginx_is_replaced_and_a_node_is_drained(swarm: SwarmStack, tmp_path: Path) -> None:
     """By clients that move on where they are refused; and through a balancer that does, by clients that never do."""
     node = swarm.cluster.nodes[2]
@@ -507,6 +508,7 @@ def test_without_a_quorum_the_survivor_serves_and_a_deploy_says_why_it_cannot(sw
     assert swarm.version(leader) == {version}
 
 
+@pytest.mark.alone
 def test_an_engine_that_stops_and_a_registry_that_is_down_lose_nothing(swarm: SwarmStack) -> None:
     """A node has the image: on its return it asks nobody for it. And what an engine is told then is looked at."""
     node = next(n for n in swarm.cluster.nodes if n is not swarm.cluster.manager)

@@ -117,12 +117,14 @@ def test_nothing_is_lost_in_ten_reloads_of_nginx(compose_events: Stack) -> None:
     load.outcome.assert_nothing_lost_or_doubled()
 
 
+@pytest.mark.alone
 def test_nothing_is_lost_in_three_deploys_of_one_replica(compose_events: Stack) -> None:
     with OpenLoop(compose_events, RATE) as load:
         events.deploy(compose_events, load)
     load.outcome.assert_nothing_lost_or_doubled()
 
 
+@pytest.mark.alone
 def test_nothing_is_lost_in_three_deploys_of_two_replicas(two: Stack) -> None:
     with OpenLoop(two, RATE) as load:
         events.deploy(two, load)
