@@ -174,6 +174,12 @@ if [ "${HTTP3}" != on ]; then
         "${NGINX_RUN}/tls.conf" "${NGINX_RUN}/tls-default.conf" "${NGINX_RUN}/tls-server.conf"
 fi
 
+# WAY=swarm: what a client was given by one node resumes its session at another.
+if [ -n "${NGINX_TICKET_KEY:-}" ]; then
+    sed -i 's/^ssl_session_tickets off;/ssl_session_tickets on;/' "${NGINX_RUN}/tls.conf"
+    echo "ssl_session_ticket_key ${NGINX_TICKET_KEY};" >>"${NGINX_RUN}/tls.conf"
+fi
+
 # OpenSSL before 3.5 does not know it, and nginx would not start.
 case $(openssl version 2>/dev/null) in
 "" | "OpenSSL 1."* | "OpenSSL 3."[0-4].*) sed -i 's/X25519MLKEM768://' "${NGINX_RUN}/tls.conf" ;;

@@ -36,10 +36,11 @@ RATE, POSTS, GETS = 500, 0.6, ["/work/io?ms=100"]
 
 
 class SwarmStack(Stack):
-    def __init__(self, made: Cluster) -> None:
+    def __init__(self, made: Cluster, **rows: str) -> None:
         # A connection that was idle for a second on a slow machine is one that is in use.
         super().__init__("swarm", "swarm", **PATIENT_BUDGET, MAX_REQUESTS="0", CLIENT_KEEPALIVE_MIN_SECONDS="5",
-                         FORWARDED_HEADERS_FROM=made.ipv4(100), HTTP_PORT="80", REGISTRY=made.registry)  # fmt: skip
+                         FORWARDED_HEADERS_FROM=made.ipv4(100), HTTP_PORT="80", REGISTRY=made.registry,
+                         **rows)  # fmt: skip
         self.cluster, self.http_port = made, 80
         # Built by this machine's engine, which has the caches; the manager only decides.
         self.environ |= {"BUILD_HOST": os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")}

@@ -247,15 +247,14 @@ def _add_file(name: str, kind: str, file: Path, target: str, made: Service, docu
     document[kind][key] = {"file": str(file)}
     entry: Service = {"source": key, "target": target, "mode": 0o555 if file.stat().st_mode & 0o100 else 0o444}
     if kind == "secrets":
-        uid, _, gid = str(service_user(made)).partition(":")
-        entry |= {"mode": 0o400, "uid": uid, "gid": gid or uid} if uid != "0" else {"mode": 0o444}
+        entry |= readers(made)
     made.setdefault(kind, []).append(entry)
 
 
-def service_user(service: Service) -> str:
-    """As a number; 0 where the image decides: then the secret is for whoever is in the container."""
-    user = str(service.get("user", "0"))
-    return user if user[:1].isdigit() else "0"
+def readers(service: Service) -> Service:
+    """Who may read a secret of this service: its user alone, or whoever is in the container where the image decides."""
+    uid, _, gid = str(service.get("user", "0")).partition(":")
+    return {"mode": 0o400, "uid": uid, "gid": gid or uid} if uid.isdigit() and uid != "0" else {"mode": 0o444}
 
 
 def _network(network: Service) -> Service:

@@ -10,6 +10,7 @@ import getpass
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
 import tempfile
@@ -22,7 +23,7 @@ from stack import certificate, compose
 from stack.alone import alone
 from stack.console import Failure, app_fault, say, wait_for
 from stack.settings import ROOT, StackSettings, project
-from stack.stackfile import StackFile, bytes_of, generate
+from stack.stackfile import StackFile, bytes_of, generate, readers
 
 # Where Locust's master leaves its report: in a folder that any user may write to, and that is not in memory.
 REPORTS = "/var/tmp/reports"
@@ -30,6 +31,8 @@ REPORTS = "/var/tmp/reports"
 ENDED = ("complete", "shutdown", "failed", "rejected", "orphaned", "remove")
 PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
 NAMESPACE = "com.docker.stack.namespace"
+# How long nginx's key of TLS tickets is in use. Who gets it can read what clients of TLS 1.2 have said in that time.
+TICKET_KEY_DAYS = 7
 NO_NEW_PRIVILEGES = (
     'no-new-privileges is not set for its engine, and Swarm sets it for no service: put {"no-new-privileges": true} '
     "into /etc/docker/daemon.json there and restart the engine (docs/cluster.md)"
@@ -299,6 +302,8 @@ def deploy(settings: StackSettings) -> None:
                 platform = _docker("image", "inspect", "--format", "{{.Architecture}}", image.partition("@")[0]).strip()
                 check_platforms(nodes, image.partition("@")[0], platform)
             _try_on_all_nodes(images["app"], _wants_no_new_privileges(config), settings)
+            if settings.tls != "off":
+                _share_sessions(config)
             made = generate(config, images)
             for name, reason in made.left_out.items():
                 say(f"left out: {name}: {reason}")
@@ -314,6 +319,33 @@ def deploy(settings: StackSettings) -> None:
                     say("nothing was left running")
                 raise
             _remove_unused()
+
+
+def _share_sessions(config: dict[str, Any]) -> None:
+    """A client that nginx has given a ticket resumes its TLS session at every node: all have the same key."""
+    nginx, file = config["services"]["nginx"], "/run/secrets/ticket-key"
+    config.setdefault("secrets", {})["ticket-key"] = {"external": True, "name": _ticket_key()}
+    nginx.setdefault("secrets", []).append({"source": "ticket-key", "target": file} | readers(nginx))
+    nginx["environment"]["NGINX_TICKET_KEY"] = file
+
+
+def _ticket_key() -> str:
+    """The name of Swarm's secret with the key: the last one, or a new one where that is too old.
+
+    Not a new one each time: it takes another nginx. And not from the certificate's key, which lasts for years, and
+    would open what was recorded in all of them.
+    """
+    prefix = f"{project()}_ticket-key-"
+    now = time.time()
+    oldest, newest = (
+        prefix + time.strftime("%Y%m%d-%H%M%S", time.gmtime(moment)) for moment in (now - TICKET_KEY_DAYS * 86_400, now)
+    )
+    listed = _docker("secret", "ls", "--filter", f"name={prefix}", "--format", "{{.Name}}").split()
+    if fresh := [name for name in listed if oldest < name <= newest]:
+        return max(fresh)
+    # The 80 bytes that nginx wants.
+    _docker("secret", "create", "--label", f"{NAMESPACE}={project()}", newest, "-", text=secrets.token_urlsafe(60))
+    return newest
 
 
 def _deploy_in_steps(made: StackFile, settings: StackSettings) -> None:

@@ -19,6 +19,8 @@ RESUMED = f"{PROOFS}test_a_client_that_comes_back_after_a_reload_has_half_a_hand
 ONCE = f"{PROOFS}test_a_certificate_is_read_once_a_second_and_not_at_each_handshake[compose]"
 SWAPPED = f"{PROOFS}test_a_new_certificate_is_served_without_a_reload_and_cuts_nobody_off"
 LOADED = f"{PROOFS}test_a_load_test_asks_by_https_and_verifies_the_certificate[compose]"
+SWARM = "proofs/test_swarm_tls.py::"
+UPSTREAM = "nginx/40-upstream.sh"
 ACME = "proofs/test_acme.py::"
 FRESH = f"{ACME}test_a_fresh_machine_has_its_certificate_without_a_restart"
 ALONE = f"{ACME}test_the_key_is_nginxs_alone_and_the_way_out_is_the_loops_alone[compose]"
@@ -158,6 +160,14 @@ SETTINGS: list[Setting | Unproven] = [
         "ssl_session_tickets off;\n",
         "",
         f"{RESUMED}[native-TLSv1_2]",
+    ),
+    Setting(
+        ["tls.conf: ssl_session_ticket_key"],
+        "WAY=swarm: a client resumes its session at every node, for all have the same key of tickets.",
+        "a key of its own in each nginx",
+        "removed",
+        [(UPSTREAM, '    echo "ssl_session_ticket_key ${NGINX_TICKET_KEY};" >>"${NGINX_RUN}/tls.conf"\n', "")],
+        [f"{SWARM}test_a_client_resumes_its_session_at_every_node[TLSv1_3]"],
     ),
     tls(
         "http2_max_concurrent_streams",
