@@ -109,6 +109,21 @@ for part in ${unused}; do
     : >"${NGINX_RUN}/${part}.conf"
 done
 
+# WAY=swarm: nginx of no node has the file for the CA, but `acme` on the one that asks.
+if [ "${TLS}" = acme ] && [ -n "${NGINX_ACME:-}" ]; then
+    sed -i 's/^    root .*/&\n    try_files $uri @acme;/' "${NGINX_RUN}/acme.conf"
+    cat >>"${NGINX_RUN}/acme.conf" <<ACME
+location @acme {
+    # Looked up when somebody asks: nginx starts without it. Default: 600 s, and it may be on another node by then.
+    resolver ${UPSTREAM_RESOLVER} valid=1s;
+    set \$stack_acme ${NGINX_ACME};
+    proxy_pass http://\$stack_acme;
+    # Default: off, and there is none of nginx's JSON where \`acme\` has no such file.
+    proxy_intercept_errors on;
+}
+ACME
+fi
+
 # A body with fewer digits in its length than CLIENT_BODY_BUFFER_BYTES, a power of ten, fits into the buffer.
 cat >"${NGINX_RUN}/uploads.conf" <<UPLOADS
 # The client where the request is an upload: its body goes to a file, or may (chunked, its length unknown).

@@ -326,7 +326,6 @@ def test_what_cannot_be_deployed_is_said_in_one_line_and_changes_nothing(swarm: 
     assert_refused(swarm, "MiB of memory, and its part of the stack may take", APP_MEMORY="4000g")
     assert_refused(swarm, f"has another stack {swarm.project}", REGISTRY=f"{swarm.cluster.registry}/other")
     assert_refused(swarm, "STICKY_SESSIONS=cookie with WAY=swarm", STICKY_SESSIONS="cookie")
-    assert_refused(swarm, "TLS=acme with WAY=swarm", TLS="acme", ACME_NAMES="example.com")
     assert_refused(swarm, "APP_REPLICAS=2 with WAY=swarm", APP_REPLICAS="2")
     manager.docker("config", "create", others, "-", input="ada@elsewhere")
     try:

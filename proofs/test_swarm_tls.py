@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import socket
 import ssl
+import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
+from proofs.authority import Authority
 from proofs.cluster import Node, cluster
-from proofs.stack import DEADLINE
+from proofs.stack import DEADLINE, until
+from proofs.test_acme import OVERRIDE
 from proofs.test_swarm import SwarmStack
 from proofs.test_tls import ask_health
 
@@ -21,22 +28,24 @@ pytestmark = pytest.mark.xdist_group("swarm")
 
 
 @pytest.fixture(scope="module")
-def swarm() -> Iterator[SwarmStack]:
-    """With TLS=files, and a certificate for localhost; and a ticket key that was made long ago."""
-    with ExitStack() as opened:
-        made = opened.enter_context(cluster())
-        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
-        stack = SwarmStack(made, TLS="files", TLS_FOLDER=str(folder), HTTPS_PORT="443")
+def machines() -> Iterator[SwarmStack]:
+    """Not yet deployed."""
+    with cluster() as made, tempfile.TemporaryDirectory() as folder:
+        stack = SwarmStack(made, TLS="files", TLS_FOLDER=folder, HTTPS_PORT="443")
         stack.https_port = 443
-        opened.callback(stack.down)
-        made.manager.docker("secret", "create", *label(stack), f"{stack.project}_ticket-key-20000101-000000", "-",
-                            input="k" * 80)  # fmt: skip
-        stack.deploy()
-        yield stack
+        try:
+            yield stack
+        finally:
+            stack.down()
 
 
-def label(stack: SwarmStack) -> tuple[str, str]:
-    return "--label", f"com.docker.stack.namespace={stack.project}"
+@pytest.fixture(scope="module")
+def swarm(machines: SwarmStack) -> SwarmStack:
+    """With TLS=files, and a certificate for localhost; and a key for tickets that was made long ago."""
+    label, name = f"com.docker.stack.namespace={machines.project}", f"{machines.project}_ticket-key-20000101-000000"
+    machines.cluster.manager.docker("secret", "create", "--label", label, name, "-", input="k" * 80)
+    machines.deploy()
+    return machines
 
 
 def handshake(
@@ -80,3 +89,180 @@ def test_the_key_of_tickets_is_nginxs_alone_and_stays_over_a_deploy(swarm: Swarm
             assert listed == ("400 101 80" if name == "nginx" else ""), name
     given = json.loads(manager.docker("service", "inspect", f"{swarm.project}_app"))[0]["Spec"]
     assert "ticket-key" not in json.dumps(given)
+
+
+# --- TLS=acme -----------------------------------------------------------------------------------------------------
+
+# To the authority each name is another node.
+NAMES = ["a.test", "b.test", "c.test"]
+SECONDS = 180
+
+
+def serial(connection: ssl.SSLSocket) -> int:
+    return int(connection.getpeercert()["serialNumber"], 16)  # type: ignore[index, arg-type]
+
+
+class Site:
+    """A swarm with TLS=acme, and the authority that one of its nodes asks."""
+
+    def __init__(self, stack: SwarmStack, opened: ExitStack) -> None:
+        self.stack, self.nodes = stack, stack.cluster.nodes
+        self.authority = Authority(80, SECONDS)
+        opened.callback(self.authority.end)
+        files = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        override = OVERRIDE.format(root=self.authority.root).replace("host-gateway", stack.cluster.here)
+        (files / "override.yml").write_text(override)
+        stack.environ |= {
+            "TLS": "acme", "ACME_NAMES": " ".join(NAMES), "ACME_CHECK_SECONDS": "2",
+            "ACME_DIRECTORY": f"https://pebble:{self.authority.port}/dir",
+            "COMPOSE_FILE": f"{stack.environ['COMPOSE_FILE']}:{files}/override.yml",
+        }  # fmt: skip
+        names = [name.replace(".", "_") for name in NAMES]
+        self.authority.start(**dict(zip(names, (node.address for node in self.nodes), strict=True)))
+
+    def served(self, node: Node) -> int:
+        """The serial number of the certificate that this node shows; 0 where it has none."""
+        try:
+            with handshake(self.stack, node, self.trust()) as connection:
+                return serial(connection)
+        except OSError:
+            return 0
+
+    def served_by_all(self, *nodes: Node) -> int:
+        """The one that all of these show, or else 0."""
+        serials = {self.served(node) for node in nodes or self.nodes}
+        return serials.pop() if len(serials) == 1 else 0
+
+    def trust(self) -> ssl.SSLContext:
+        context = self.authority.issuers()
+        context.check_hostname = False
+        return context
+
+    def given(self) -> list[int]:
+        """The serial numbers of the certificates that the authority has given, the first one first."""
+        log = subprocess.run(["docker", "logs", f"{self.authority.name}-pebble"], capture_output=True, text=True)
+        return [int(found, 16) for found in re.findall(r"Issued certificate serial (\w+)", log.stdout + log.stderr)]
+
+    def asking(self) -> list[Node]:
+        """The nodes that ask the authority."""
+        return [node for node in self.nodes if node.init and node.containers(f"{self.stack.project}_acme")]
+
+    def nginx(self) -> list[str]:
+        return [c["Id"] for node in self.nodes for c in node.containers(f"{self.stack.project}_nginx")]
+
+
+@pytest.fixture(scope="module")
+def site(machines: SwarmStack) -> Iterator[Site]:
+    with ExitStack() as opened:
+        made = Site(machines, opened)
+        machines.deploy()
+        yield made
+
+
+class Visitors:
+    """One client of each node, who comes again and again, each time with a whole handshake."""
+
+    def __init__(self, site: Site) -> None:
+        self.site, self.ended = site, threading.Event()
+        self.served: set[int] = set()
+        self.failed: list[str] = []
+        self.threads = [threading.Thread(target=self.visit, args=(node,)) for node in site.nodes]
+
+    def visit(self, node: Node) -> None:
+        context = self.site.trust()
+        while not self.ended.wait(0.02):
+            try:
+                with handshake(self.site.stack, node, context) as connection:
+                    self.served.add(serial(connection))
+                    ask_health(connection)
+            except (OSError, AssertionError) as error:
+                self.failed.append(f"{node.name}: {error!r}")
+
+    def __enter__(self) -> Visitors:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def test_one_certificate_is_got_for_all_nodes_and_each_answers_the_ca(site: Site) -> None:
+    """Each name of the certificate was asked for at another node, or it would not be there."""
+    served = until("the certificate", site.served_by_all, 2 * DEADLINE)
+    assert site.given() == [served]
+    assert site.asking() == [site.stack.cluster.manager]
+    for node in site.nodes:
+        with handshake(site.stack, node, site.trust()) as connection:
+            names = connection.getpeercert()["subjectAltName"]  # type: ignore[index]
+        assert sorted(name for _, name in names) == NAMES
+        nothing = httpx.get(f"http://{node.address}/.well-known/acme-challenge/none")
+        assert (nothing.status_code, nothing.json()["error"]) == (404, "Not Found")
+
+
+def test_a_load_test_of_the_swarm_verifies_the_certificate(site: Site) -> None:
+    """By public CAs, where nothing was put into TLS_FOLDER/trusted."""
+    until("the certificate", site.served_by_all, 2 * DEADLINE)
+    rows = {"SHAPE": "closed", "USERS": "3", "SECONDS": "3", "WARMUP_SECONDS": "1", "PROCESSES": "3"}
+    rows = {f"LOADTEST_{name}": value for name, value in rows.items()}
+    rows |= {f"SLO_{name}_MS": "60000" for name in ("P50", "P95", "P99")} | {"SLO_MIN_RPS": "1", "SLO_ERROR_SHARE": "0"}
+    done = site.stack.make("loadtest", **rows)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"a visitor of {NAMES[0]} does not trust the certificate" in done.stdout + done.stderr
+    root = ssl.DER_cert_to_PEM_cert(site.authority.issuers().get_ca_certs(binary_form=True)[0])
+    (Path(site.stack.rows["TLS_FOLDER"]) / "trusted/authority.pem").write_text(root)
+    done = site.stack.make("loadtest", **rows)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (report,) = [path for path in (site.stack.root / "reports").iterdir() if f"/{path.name}" in done.stdout]
+    assert json.loads((report / "summary.json").read_text())["measured"]["requests"] > 0
+    shutil.rmtree(report)
+
+
+def test_a_renewal_reaches_all_nodes_and_fails_no_handshake(site: Site) -> None:
+    first, nginx = until("the certificate", site.served_by_all, 2 * DEADLINE), site.nginx()
+    with Visitors(site) as visitors:
+        second = until("the renewal", lambda: (now := site.served_by_all()) != first and now, SECONDS)
+    assert visitors.failed == []
+    assert visitors.served == {first, second}, "clients saw another one"
+    assert (given := site.given())[given.index(first) :] == [first, second], "another node has asked too"
+    assert site.nginx() == nginx, "nginx was replaced"
+
+
+def test_the_asking_node_may_be_off_and_a_deploy_has_another_one_ask(site: Site) -> None:
+    stack = site.stack
+    before = until("the certificate", site.served_by_all, 2 * DEADLINE)
+    (off,) = site.asking()
+    on = [node for node in site.nodes if node is not off]
+    image = on[0].containers(f"{stack.project}_app")[0]["Config"]["Image"]
+    off.kill()
+    until("that it is seen", lambda: "Down" in on[0].docker("node", "ls", "--format", "{{.Status}}", check=False), 120)
+    assert [site.served(node) for node in on] == [before, before]
+    assert httpx.get(f"http://{on[0].address}/.well-known/acme-challenge/none").status_code == 502
+    stack.ask(on[0])
+    # The name that was the dead node's is another's now.
+    site.authority.point(NAMES[site.nodes.index(off)], on[1].address)
+    version = image.partition("@")[0].rpartition(":")[2]
+    stack.deploy(VERSION=version)
+    assert site.asking() == [on[0]]
+    after = until(
+        "a certificate of the other", lambda: (now := site.served_by_all(*on)) != before and now, 2 * DEADLINE
+    )
+    assert site.given()[-2:] == [before, after]
+    off.start()
+    off.ready()
+    stack.cluster.settle()
+    until("its return", lambda: site.served(off) == after, 2 * DEADLINE)
+    # A deploy by another manager leaves it where it is.
+    stack.ask(on[1])
+    stack.deploy(VERSION=version)
+    assert site.asking() == [on[0]]
+
+
+def test_down_leaves_no_key_of_the_swarm(site: Site) -> None:
+    """The last of these proofs."""
+    done = site.stack.make("down")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for kind in ("service", "secret"):
+        assert not site.stack.cluster.manager.docker(kind, "ls", "--quiet"), kind

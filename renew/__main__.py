@@ -14,17 +14,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, NoReturn
 from urllib.parse import urlsplit
 
-from renew import pem
+from renew import pem, share
 
 # A CA that answers no more is given up.
 ORDER_SECONDS = 300
 # After a failure; twice as long after each further one, up to ACME_CHECK_SECONDS.
 PAUSE_SECONDS = 60
+# WAY=swarm: how often each node looks for a new one where the CA is asked.
+COPY_SECONDS = 2
 
 
 def main(environ: Mapping[str, str]) -> NoReturn:
@@ -38,11 +41,14 @@ def main(environ: Mapping[str, str]) -> NoReturn:
         folder.mkdir(parents=True, exist_ok=True)
     lock = _alone(state)
     failures = 0
+    if "RENEW_SEAL" in environ:
+        share.serve(published, share.seal(environ))
     with lock:
         while True:
             try:
                 order(environ)
-                say(publish(live(environ), published, names) or f"{until(published)}; next look in {check_seconds} s")
+                said = publish(latest(environ), published, names)
+                say(said or f"{until(published)}; next look in {check_seconds} s")
                 failures = 0
             except (OSError, OrderError, pem.UnusableError) as error:
                 failures += 1
@@ -52,13 +58,29 @@ def main(environ: Mapping[str, str]) -> NoReturn:
             time.sleep(pause if failures else check_seconds)
 
 
+def copy(environ: Mapping[str, str]) -> NoReturn:
+    """Publish what RENEW_FROM has, again and again. A failure is said once; what is published stays."""
+    published, names = Path(environ["RENEW_PUBLISHED"]), environ["ACME_NAMES"].split()
+    opening, said = share.seal(environ), ""
+    while True:
+        try:
+            line = publish(share.fetch(environ["RENEW_FROM"], opening), published, names)
+        except (OSError, HTTPException, pem.UnusableError) as error:
+            line = f"nothing from {environ['RENEW_FROM']}: {error}; {until(published)}"
+        if line and line != said:
+            say(line)
+        said = line
+        time.sleep(COPY_SECONDS)
+
+
 class OrderError(Exception):
     """Why the CA has given no certificate, in a line."""
 
 
-def live(environ: Mapping[str, str]) -> Path:
-    """The folder of what came last. One for each CA: another ACME_DIRECTORY begins anew."""
-    return Path(environ["RENEW_STATE"]) / "live" / _lineage(environ)
+def latest(environ: Mapping[str, str]) -> bytes:
+    """Key and chain that came last. A folder for each CA: another ACME_DIRECTORY begins anew."""
+    folder = Path(environ["RENEW_STATE"]) / "live" / _lineage(environ)
+    return (folder / "privkey.pem").read_bytes() + (folder / "fullchain.pem").read_bytes()
 
 
 def order(environ: Mapping[str, str]) -> None:
@@ -94,12 +116,11 @@ def reason(said: str) -> str:
     return " / ".join(details or unexpected or rest[-1:] or ["certbot ended without a word"])[:500]
 
 
-def publish(source: Path, published: Path, names: list[str]) -> str:
-    """Rename what came last into nginx's sight, where it is usable and not yet there; what it says of itself.
+def publish(new: bytes, published: Path, names: list[str]) -> str:
+    """Rename it into nginx's sight, where it is usable and not yet there; what it says of itself.
 
-    `source` has privkey.pem and fullchain.pem. Raises UnusableError or OSError: what was published stays.
+    Raises UnusableError or OSError: what was published stays.
     """
-    new = (source / "privkey.pem").read_bytes() + (source / "fullchain.pem").read_bytes()
     file = published / "site.pem"
     if file.exists() and file.read_bytes() == new:
         return ""
@@ -174,4 +195,4 @@ def _alone(state: Path) -> IO[str]:
 if __name__ == "__main__":
     os.umask(0o027)  # nginx, of the same group, reads; nobody else
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    main(os.environ)
+    (copy if "RENEW_FROM" in os.environ else main)(os.environ)

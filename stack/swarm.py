@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cryptography.fernet import Fernet
+
 from stack import certificate, compose
 from stack.alone import alone
 from stack.console import Failure, app_fault, say, wait_for
@@ -31,8 +33,8 @@ REPORTS = "/var/tmp/reports"
 ENDED = ("complete", "shutdown", "failed", "rejected", "orphaned", "remove")
 PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
 NAMESPACE = "com.docker.stack.namespace"
-# How long nginx's key of TLS tickets is in use. Who gets it can read what clients of TLS 1.2 have said in that time.
-TICKET_KEY_DAYS = 7
+# How long a key that Swarm keeps is in use. Who gets that of tickets can read what clients of TLS 1.2 said meanwhile.
+KEY_DAYS = 7
 NO_NEW_PRIVILEGES = (
     'no-new-privileges is not set for its engine, and Swarm sets it for no service: put {"no-new-privileges": true} '
     "into /etc/docker/daemon.json there and restart the engine (docs/cluster.md)"
@@ -88,7 +90,7 @@ def _serving(nodes: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def _configuration(settings: StackSettings) -> dict[str, Any]:
+def _configuration(settings: StackSettings, nodes: list[dict[str, Any]]) -> dict[str, Any]:
     """What Compose makes of its files. Raises Failure for a row that Swarm cannot honour."""
     if not settings.registry:
         raise Failure("REGISTRY is empty: the nodes pull the app's image from it; set it, as registry.example.com/team")
@@ -97,11 +99,6 @@ def _configuration(settings: StackSettings) -> dict[str, Any]:
             f"STICKY_SESSIONS={settings.sticky_sessions} with WAY=swarm: nginx asks its own machine's app first; let "
             "the balancer in front keep a client on one node, and set STICKY_SESSIONS=none"
         )
-    if settings.tls == "acme":
-        raise Failure(
-            "TLS=acme with WAY=swarm: each node would ask the CA for a certificate of its own; set TLS=files, with a "
-            "certificate that was made elsewhere (docs/cluster.md)"
-        )
     if settings.app_replicas != 1:
         raise Failure(
             f"APP_REPLICAS={settings.app_replicas} with WAY=swarm: each node has one app container; set "
@@ -109,7 +106,41 @@ def _configuration(settings: StackSettings) -> dict[str, Any]:
         )
     certificate.prepare(settings, in_compose=True)
     compose.check_configuration()
-    return compose.configuration()
+    config = compose.configuration()
+    if settings.tls == "acme":
+        share_certificate(config, _asks_the_ca(nodes))
+    return config
+
+
+def share_certificate(config: dict[str, Any], node: str) -> None:
+    """One node's `acme` asks the CA. `acme-copy` of each has the certificate from it, and nginx of each its answers."""
+    config["networks"]["renew"] = {"internal": True}
+    acme, nginx = config["services"]["acme"], config["services"]["nginx"]
+    config["services"]["acme-copy"] = acme | {
+        "networks": {"renew": None},
+        "volumes": [volume for volume in acme["volumes"] if volume.get("source") == "certificates"],
+        "environment": acme["environment"] | {"RENEW_FROM": "http://acme:8000"},
+        "deploy": {"mode": "global", "resources": {"limits": {"memory": "64m"}}},
+    }
+    # Two that write to nginx's folder could bring the old certificate back.
+    acme["volumes"] = [volume for volume in acme["volumes"] if volume.get("source") != "certificates"]
+    acme["environment"]["RENEW_PUBLISHED"] = f"{acme['environment']['RENEW_STATE']}/published"
+    acme["networks"]["renew"] = nginx["networks"]["renew"] = None
+    acme["deploy"]["placement"] = acme["deploy"].get("placement") or {"constraints": [f"node.id == {node}"]}
+    nginx["environment"]["NGINX_ACME"] = "acme:8000"
+
+
+def _asks_the_ca(nodes: list[dict[str, Any]]) -> str:
+    """The node that does so far, or else the manager that is asked, or any: one that takes containers."""
+    serving = _serving(nodes)
+    so_far = [
+        constraint.removeprefix("node.id == ")
+        for service in _services()
+        if service["Spec"]["Name"] == f"{project()}_acme"
+        for constraint in service["Spec"]["TaskTemplate"]["Placement"].get("Constraints") or []
+    ]
+    here = _docker("info", "--format", "{{.Swarm.NodeID}}").strip()
+    return next((node for node in (*so_far, here, *serving) if node in serving), here)
 
 
 def check_nodes(nodes: list[dict[str, Any]], made: StackFile) -> None:
@@ -289,7 +320,7 @@ def deploy(settings: StackSettings) -> None:
     """Build, push, replace node by node, take back what does not get ready. Raises Failure; the old serves on then."""
     with alone():
         nodes = manager()
-        config = _configuration(settings)
+        config = _configuration(settings, nodes)
         made = generate(config, {})
         _check_engine(config)
         check_nodes(nodes, made)
@@ -303,7 +334,13 @@ def deploy(settings: StackSettings) -> None:
                 check_platforms(nodes, image.partition("@")[0], platform)
             _try_on_all_nodes(images["app"], _wants_no_new_privileges(config), settings)
             if settings.tls != "off":
-                _share_sessions(config)
+                # The 80 bytes that nginx wants.
+                key = _key("ticket-key", secrets.token_urlsafe(60))
+                _give(config, key, "nginx", "ticket-key", "NGINX_TICKET_KEY")
+            if settings.tls == "acme":
+                key = _key("seal", Fernet.generate_key().decode())
+                for name in ("acme", "acme-copy"):
+                    _give(config, key, name, "seal", "RENEW_SEAL")
             made = generate(config, images)
             for name, reason in made.left_out.items():
                 say(f"left out: {name}: {reason}")
@@ -321,31 +358,30 @@ def deploy(settings: StackSettings) -> None:
             _remove_unused()
 
 
-def _share_sessions(config: dict[str, Any]) -> None:
-    """A client that nginx has given a ticket resumes its TLS session at every node: all have the same key."""
-    nginx, file = config["services"]["nginx"], "/run/secrets/ticket-key"
-    config.setdefault("secrets", {})["ticket-key"] = {"external": True, "name": _ticket_key()}
-    nginx.setdefault("secrets", []).append({"source": "ticket-key", "target": file} | readers(nginx))
-    nginx["environment"]["NGINX_TICKET_KEY"] = file
+def _key(kind: str, new: str) -> str:
+    """The name of Swarm's secret with a key of this kind: the last one, or else `new` where that is too old.
 
-
-def _ticket_key() -> str:
-    """The name of Swarm's secret with the key: the last one, or a new one where that is too old.
-
-    Not a new one each time: it takes another nginx. And not from the certificate's key, which lasts for years, and
+    Not a new one each time: it takes other containers. And not from the certificate's key, which lasts for months: it
     would open what was recorded in all of them.
     """
-    prefix = f"{project()}_ticket-key-"
+    prefix = f"{project()}_{kind}-"
     now = time.time()
     oldest, newest = (
-        prefix + time.strftime("%Y%m%d-%H%M%S", time.gmtime(moment)) for moment in (now - TICKET_KEY_DAYS * 86_400, now)
+        prefix + time.strftime("%Y%m%d-%H%M%S", time.gmtime(moment)) for moment in (now - KEY_DAYS * 86_400, now)
     )
     listed = _docker("secret", "ls", "--filter", f"name={prefix}", "--format", "{{.Name}}").split()
     if fresh := [name for name in listed if oldest < name <= newest]:
         return max(fresh)
-    # The 80 bytes that nginx wants.
-    _docker("secret", "create", "--label", f"{NAMESPACE}={project()}", newest, "-", text=secrets.token_urlsafe(60))
+    _docker("secret", "create", "--label", f"{NAMESPACE}={project()}", newest, "-", text=new)
     return newest
+
+
+def _give(config: dict[str, Any], key: str, name: str, kind: str, variable: str) -> None:
+    """The service `name` gets the key as a file, and the file's name in the variable."""
+    service, file = config["services"][name], f"/run/secrets/{kind}"
+    config.setdefault("secrets", {})[kind] = {"external": True, "name": key}
+    service["secrets"] = [*service.get("secrets", []), {"source": kind, "target": file} | readers(service)]
+    service["environment"][variable] = file
 
 
 def _deploy_in_steps(made: StackFile, settings: StackSettings) -> None:
@@ -545,7 +581,7 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
 def check(settings: StackSettings) -> str:
     """What a deploy looks at before it changes anything. Raises Failure with a line."""
     nodes = manager()
-    config = _configuration(settings)
+    config = _configuration(settings, nodes)
     made = generate(config, {})
     _check_engine(config)
     check_nodes(nodes, made)
@@ -564,6 +600,9 @@ def loadtest(settings: StackSettings, table: dict[str, str]) -> int:
     stack = f"{project()}_loadtest"
     if _services(stack):
         raise Failure(f"another load test of {project()} runs; where that has died: docker stack rm {stack}")
+    if settings.tls != "off":
+        # As Compose does. An empty one: public CAs alone are trusted.
+        certificate.trusted(settings).mkdir(parents=True, exist_ok=True)
     config = load_configuration(compose.configuration("locust-on"), here, table["LOADTEST_PROCESSES"])
     made = generate(config, _build(config, settings, {}))
     of_master = f"label=com.docker.swarm.service.name={stack}_locust"

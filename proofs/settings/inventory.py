@@ -51,6 +51,7 @@ def _nginx() -> Iterator[str]:
         values |= {"TLS": "acme", "HTTPS_PORT": "443", "HTTP3": "on", "HSTS_SECONDS": "0"}
         values["UPSTREAM_HERE"] = values["UPSTREAM_HOST"]  # as on a swarm: with the other nodes' behind
         values["NGINX_TICKET_KEY"] = "/run/secrets/ticket-key"  # likewise
+        values["NGINX_ACME"] = "acme:8000"  # likewise
         values["STICKY_SESSIONS"] = "none"  # whatever the row says: its directives take the place of least_conn
         # With a load balancer in front, whatever the rows say: without one there is nothing to find.
         values |= {"FORWARDED_HEADERS_FROM": "192.0.2.1", "PROXY_PROTOCOL_FROM": ""}

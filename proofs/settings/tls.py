@@ -367,6 +367,32 @@ SETTINGS: list[Setting | Unproven] = [
         [f"{FRESH}[native]"],
     ),
     Setting(
+        [f"acme.conf: location {name}"
+         for name in ("/.well-known/acme-challenge/ / try_files", "@acme / proxy_pass", "@acme / set",
+                      "@acme / resolver")],
+        "WAY=swarm: whichever node the CA asks, its answer comes from the node that has asked for the certificate.",
+        "404 at the others",
+        "removed",
+        [(UPSTREAM, "    sed -i 's/^    root .*/&\\n    try_files $uri @acme;/' \"${NGINX_RUN}/acme.conf\"\n", "")],
+        [f"{SWARM}test_one_certificate_is_got_for_all_nodes_and_each_answers_the_ca"],
+    ),
+    Setting(
+        ["acme.conf: location @acme / proxy_intercept_errors"],
+        "A question that nobody has an answer to gets nginx's own error, as on one machine.",
+        "off: the page of what answers there",
+        "removed",
+        [(UPSTREAM, "    proxy_intercept_errors on;\n", "")],
+        [f"{SWARM}test_one_certificate_is_got_for_all_nodes_and_each_answers_the_ca"],
+    ),
+    Setting(
+        ["acme.conf: location @acme / resolver valid"],
+        "It is found again when another node asks the CA.",
+        "as long as the answer says: 600 s with Docker's",
+        "removed",
+        [(UPSTREAM, "    resolver ${UPSTREAM_RESOLVER} valid=1s;", "    resolver ${UPSTREAM_RESOLVER};")],
+        [f"{SWARM}test_the_asking_node_may_be_off_and_a_deploy_has_another_one_ask"],
+    ),
+    Setting(
         ["docker-compose.yml: services.acme.profiles", ".env: COMPOSE_PROFILES"],
         "The container that asks the CA is there with TLS=acme alone.",
         "none: it is always there",

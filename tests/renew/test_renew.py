@@ -17,14 +17,6 @@ from renew.pem import UnusableError
 DIRECTORY = "https://ca.test/dir"
 
 
-def live(folder: Path, key: bytes, chain: bytes) -> Path:
-    """A folder as certbot leaves it."""
-    (folder / "live").mkdir()
-    (folder / "live/privkey.pem").write_bytes(key)
-    (folder / "live/fullchain.pem").write_bytes(chain)
-    return folder / "live"
-
-
 def no_good() -> dict[str, tuple[bytes, bytes, str]]:
     key, other = certificates.make_key(), certificates.make_key()
     own = certificates.private(key)
@@ -47,18 +39,18 @@ def test_what_cannot_be_used_is_not_published(tmp_path: Path, what: str) -> None
     key, chain, said = NO_GOOD[what]
     (tmp_path / "site.pem").write_bytes(b"what is in service")
     with pytest.raises(UnusableError, match=said.replace("?", r"\?")):
-        renew.publish(live(tmp_path, key, chain), tmp_path, ["a.test", "b.test"])
+        renew.publish(key + chain, tmp_path, ["a.test", "b.test"])
     assert (tmp_path / "site.pem").read_bytes() == b"what is in service"
 
 
 def test_what_came_is_published_once_also_after_a_crash_in_between(tmp_path: Path) -> None:
     key = certificates.make_key()
     chain = certificates.certificate(key, -1, 30, "a.test")
-    folder = live(tmp_path, certificates.private(key), chain)
+    pem = certificates.private(key) + chain
     (tmp_path / "site.new").write_bytes(b"half of a cert")
-    assert renew.publish(folder, tmp_path, ["a.test"]).startswith("published a new certificate: ")
-    assert (tmp_path / "site.pem").read_bytes() == certificates.private(key) + chain
-    assert renew.publish(folder, tmp_path, ["a.test"]) == ""
+    assert renew.publish(pem, tmp_path, ["a.test"]).startswith("published a new certificate: ")
+    assert (tmp_path / "site.pem").read_bytes() == pem
+    assert renew.publish(pem, tmp_path, ["a.test"]) == ""
 
 
 @pytest.mark.parametrize(
@@ -92,6 +84,7 @@ def test_the_pause_after_a_failure_grows_and_a_success_ends_it(
             raise renew.OrderError("the CA is down")
 
     monkeypatch.setattr(renew, "order", order)
+    monkeypatch.setattr(renew, "latest", lambda _: b"")
     monkeypatch.setattr(renew, "publish", lambda *_: "")
     monkeypatch.setattr(renew.time, "sleep", pauses.append)
     environ = {"ACME_NAMES": "a.test", "ACME_DIRECTORY": DIRECTORY, "ACME_CHECK_SECONDS": "3600",
@@ -150,9 +143,9 @@ def test_without_a_name_it_says_so_and_ends(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_full_leaves_what_is_published(tmp_path: Path) -> None:
     key = certificates.make_key()
-    folder = live(tmp_path, certificates.private(key), certificates.certificate(key, -1, 30, "a.test"))
+    pem = certificates.private(key) + certificates.certificate(key, -1, 30, "a.test")
     (tmp_path / "site.pem").write_bytes(b"what is in service")
     (tmp_path / "site.new").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
-        renew.publish(folder, tmp_path, ["a.test"])
+        renew.publish(pem, tmp_path, ["a.test"])
     assert (tmp_path / "site.pem").read_bytes() == b"what is in service"
