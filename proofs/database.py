@@ -39,35 +39,40 @@ def running(max_connections: int = 35) -> Iterator[Database]:
 
 
 class Database:
-    """One server, its data in a temporary folder. Its user `shop` needs no password, and may do everything."""
+    """One server, its data in a temporary folder. Its user `shop` needs no password, and may do everything.
 
-    def __init__(self, max_connections: int = 35) -> None:
+    With another `address` than loopback for the machines of that network.
+    """
+
+    def __init__(self, max_connections: int = 35, address: str = "127.0.0.1") -> None:
         self.programs = programs()
         self.port = free_ports(1)
-        self.max_connections = max_connections
+        self.max_connections, self.address = max_connections, address
         self.folder = Path(tempfile.mkdtemp(prefix="proof-database-"))
         if USER:
             shutil.chown(self.folder, USER)
-        self.url = f"postgresql+asyncpg://shop@127.0.0.1:{self.port}/postgres"
+        self.url = f"postgresql+asyncpg://shop@{address}:{self.port}/postgres"
         self.server: subprocess.Popen[bytes] | None = None
         done = subprocess.run(
             [self.programs / "initdb", "--auth=trust", "--username=shop", "--no-sync", f"--pgdata={self.folder}/data"],
             capture_output=True, text=True, user=USER, cwd=self.folder,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        with (self.folder / "data/pg_hba.conf").open("a") as rules:
+            rules.write("host all all samenet trust\n")
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with (self.folder / "log").open("ab") as log:
             self.server = server = subprocess.Popen(
                 [self.programs / "postgres", "-D", self.folder / "data", "-p", str(self.port), "-k", self.folder,
-                 "-c", "listen_addresses=127.0.0.1", "-c", f"max_connections={self.max_connections}"],
+                 "-c", f"listen_addresses={self.address}", "-c", f"max_connections={self.max_connections}"],
                 stdout=log, stderr=log, user=USER, cwd=self.folder, start_new_session=True,
             )  # fmt: skip
 
         def answers() -> bool:
             assert server.poll() is None, (self.folder / "log").read_text()
-            asked = [self.programs / "pg_isready", "--host=127.0.0.1", f"--port={self.port}", "--quiet"]
+            asked = [self.programs / "pg_isready", f"--host={self.address}", f"--port={self.port}", "--quiet"]
             return subprocess.run(asked).returncode == 0
 
         until("an answer of the database", answers)

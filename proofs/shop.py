@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 from proofs.database import Database
 from proofs.open_loop import OpenLoop, Outcome
@@ -67,7 +68,11 @@ class ComposeDatabase:
         return self.stack.compose("exec", "-T", "database", *psql).splitlines()
 
 
-def orders(stack: Stack, database: Database | ComposeDatabase) -> OpenLoop:
+class Asked(Protocol):
+    def ask(self, statement: str) -> list[str]: ...
+
+
+def orders(stack: Stack, database: Asked, connections: Any = None) -> OpenLoop:
     """A load of orders alone. What it lost and doubled is counted in the database itself."""
 
     def ledger(_: Stack, outcome: Outcome) -> None:
@@ -79,4 +84,4 @@ def orders(stack: Stack, database: Database | ComposeDatabase) -> OpenLoop:
         outcome.doubled = {key: count for key, count in found.items() if count > 1}
 
     body = json.dumps(ORDER).encode()
-    return OpenLoop(stack, RATE, ledger=ledger, post_share=1, body=body)
+    return OpenLoop(stack, RATE, ledger=ledger, post_share=1, body=body, connections=connections)

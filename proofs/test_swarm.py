@@ -17,7 +17,8 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ from typing import Any
 import httpx
 import pytest
 
-from proofs.cluster import Cluster, Node, cluster
+from proofs import shop
+from proofs.cluster import Cluster, Node, cluster, run
+from proofs.database import Database
 from proofs.open_loop import MOST_UNDER_WAY, Connection, Connections, OpenLoop, Outcome
-from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
+from proofs.stack import DEADLINE, PATIENT_BUDGET, ROOT, Stack, until
+from proofs.test_cache import twice, url
 from proofs.test_load_balancer import haproxy
 
 pytestmark = pytest.mark.xdist_group("swarm")
@@ -36,12 +40,14 @@ RATE, POSTS, GETS = 500, 0.6, ["/work/io?ms=100"]
 
 
 class SwarmStack(Stack):
-    def __init__(self, made: Cluster, **rows: str) -> None:
+    def __init__(
+        self, made: Cluster, name: str = "swarm", port: int = 80, *, files: Mapping[str, str] | None = None, **rows: str
+    ) -> None:
         # A connection that was idle for a second on a slow machine is one that is in use.
-        super().__init__("swarm", "swarm", **PATIENT_BUDGET, MAX_REQUESTS="0", CLIENT_KEEPALIVE_MIN_SECONDS="5",
-                         FORWARDED_HEADERS_FROM=made.ipv4(100), HTTP_PORT="80", REGISTRY=made.registry,
-                         **rows)  # fmt: skip
-        self.cluster, self.http_port = made, 80
+        usual = {"MAX_REQUESTS": "0", "CLIENT_KEEPALIVE_MIN_SECONDS": "5", "FORWARDED_HEADERS_FROM": made.ipv4(100)}
+        where = {"HTTP_PORT": str(port), "REGISTRY": made.registry}
+        super().__init__("swarm", name, files=files, **PATIENT_BUDGET | usual | where | rows)
+        self.cluster, self.http_port = made, port
         # Built by this machine's engine, which has the caches; the manager only decides.
         self.environ |= {"BUILD_HOST": os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")}
         self.ask(made.manager)
@@ -57,6 +63,7 @@ class SwarmStack(Stack):
         return done.stdout
 
     def down(self) -> None:
+        """Its images go, and its copy of the tree. Whoever shares the cluster with others has run `make down`."""
         image = f"{self.rows['REGISTRY']}/{self.project}-*"
         found = subprocess.check_output(
             ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", image], text=True
@@ -64,6 +71,8 @@ class SwarmStack(Stack):
         if found:
             subprocess.run(["docker", "image", "rm", "--force", *found.split()], capture_output=True)
         Path(f"/tmp/{self.project}-{os.getuid()}.deploy.lock").unlink(missing_ok=True)
+        if self.root != ROOT:
+            shutil.rmtree(self.root)
 
     def version(self, node: Node) -> set[str]:
         return {c["Config"]["Image"] for c in node.containers(f"{self.project}_app")}
@@ -77,8 +86,8 @@ class NodeConnections:
     new when their nginx left were closed without an answer (docs/cluster.md), and that is not what is asked here.
     """
 
-    def __init__(self, addresses: list[str]) -> None:
-        self.to = {address: NodeConnection(address) for address in addresses}
+    def __init__(self, addresses: list[str], port: int = 80) -> None:
+        self.to = {address: NodeConnection(address, port) for address in addresses}
         self.turn = 0
         self.sent: dict[str, str] = {}
         self.opening: asyncio.Task[None] | None = None
@@ -204,6 +213,16 @@ def lost_by_node(running: OpenLoop) -> Counter[str]:
     return Counter(running.client.connections.sent.get(key, "none") for _, _, key, _ in running.outcome.lost)
 
 
+@contextmanager
+def beside(stack: SwarmStack) -> Iterator[SwarmStack]:
+    """Another stack on the same machines, for the block."""
+    try:
+        yield stack
+    finally:
+        stack.make("down")
+        stack.down()
+
+
 @pytest.fixture(scope="module")
 def swarm() -> Iterator[SwarmStack]:
     with cluster() as made:
@@ -241,6 +260,8 @@ def test_a_container_of_the_swarm_has_the_limits_and_the_hardening_of_compose(sw
             assert found["Config"]["Healthcheck"]["Test"] == wanted["healthcheck"]["test"]
             passed = dict(line.split("=", 1) for line in found["Config"]["Env"])
             asked = {k: v for k, v in wanted["environment"].items() if v is not None and k != "NGINX_COUNTS"}
+            # For the database's connections, nginx's list and the share of the cache that a worker may fill.
+            asked["APP_REPLICAS"] = "3"
             assert asked.items() <= passed.items()
             status = dict(
                 line.split(":\t", 1)
@@ -302,6 +323,22 @@ def test_what_runs_and_is_logged_on_all_nodes_is_shown(swarm: SwarmStack, tmp_pa
         following.wait(timeout=DEADLINE)
 
 
+def test_a_check_asks_the_swarm_and_names_a_row_that_it_cannot_honour(swarm: SwarmStack) -> None:
+    # Those of the proofs are more than gixy allows.
+    places = {"NGINX_WORKER_CONNECTIONS": "8192", "NGINX_MAX_REQUESTS_IN_FLIGHT": "3000"}
+    rows = places | {"CLIENT_MAX_REQUESTS_IN_FLIGHT": "2000"}
+    done = swarm.make("check", **rows)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok      the swarm: 3 of 3 nodes take containers" in done.stdout.splitlines(), done.stdout
+    done = swarm.make("check", **rows, STICKY_SESSIONS="cookie")
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "STICKY"))]
+    assert done.returncode == 1
+    assert not done.stderr
+    assert failed[0] == "FAILED  the swarm"
+    assert failed[1].startswith("STICKY_SESSIONS=cookie with WAY=swarm: nginx asks its own machine's app first"), failed
+    assert len(failed) == 2, failed
+
+
 def assert_refused(swarm: SwarmStack, said: str, **rows: str) -> None:
     done = swarm.make("deploy", **rows)
     assert done.returncode == 1, f"{rows}: {done.stdout}{done.stderr}"
@@ -327,6 +364,10 @@ def test_what_cannot_be_deployed_is_said_in_one_line_and_changes_nothing(swarm: 
     assert_refused(swarm, f"has another stack {swarm.project}", REGISTRY=f"{swarm.cluster.registry}/other")
     assert_refused(swarm, "STICKY_SESSIONS=cookie with WAY=swarm", STICKY_SESSIONS="cookie")
     assert_refused(swarm, "APP_REPLICAS=2 with WAY=swarm", APP_REPLICAS="2")
+    # 5 x 3 x 4 + 5: enough for one machine, and not for three, one of which has the app twice.
+    too_few = {"DATABASE_POOL_SIZE": "5", "DATABASE_MAX_CONNECTIONS": "64"}
+    assert_refused(swarm, "3 nodes count as APP_REPLICAS=3: space budget, rule pools-fit-database", **too_few)
+    assert_refused(swarm, "STATIC_ROOT=./app/nowhere", STATIC_ROOT="./app/nowhere")
     manager.docker("config", "create", others, "-", input="ada@elsewhere")
     try:
         assert_refused(swarm, f"runs: ada@elsewhere; where that has died: docker config rm {others}")
@@ -369,6 +410,146 @@ def test_a_load_test_sends_from_all_nodes_and_is_reached_from_nowhere(swarm: Swa
     assert summary["measured"]["requests"] > 0
     assert summary["settings"]["processes"] == 3
     assert services(swarm) == [f"{swarm.project}_app", f"{swarm.project}_nginx"]
+
+
+def test_files_and_kept_answers_are_those_of_the_version_on_every_node(swarm: SwarmStack) -> None:
+    """STATIC_ROOT and CACHE_MB. A config of Swarm's would hold neither an empty file nor one of more than 1 MB."""
+    files = {
+        "app/kept.py": (ROOT / "proofs/apps/kept.py").read_text(),
+        "app/files/large.js": "1" * 2_000_000,
+        "app/files/sub/empty.css": "",
+    }
+    rows = {"APP_MODULE": "app.kept:app", "CACHE_MB": "8", "CACHE_PATHS": "/kept/", "STATIC_ROOT": "./app/files"}
+    address = url("a", "Cache-Control: max-age=3600, stale-while-revalidate=3600")
+    new = SwarmStack(swarm.cluster, "files", 8080, files=files, **rows)
+
+    def clients() -> Iterator[httpx.Client]:
+        for node in swarm.cluster.nodes:
+            with httpx.Client(base_url=f"http://{node.address}:8080", timeout=DEADLINE) as client:
+                yield client
+
+    with beside(new):
+        new.deploy()
+        for client in clients():
+            assert twice(client, address) == ("MISS", "HIT")
+            assert client.get("/files/large.js").text == "1" * 2_000_000
+            assert client.get("/files/sub/empty.css").status_code == 200
+        done = new.make("deploy", APP_MODULE="app.nowhere:app")
+        assert "rolled back" in done.stderr, done.stdout + done.stderr
+        # It may have answered some requests. The deploy does not wait for the new nginx.
+        for client in clients():
+
+            def forgotten(client: httpx.Client = client) -> bool:
+                with suppress(httpx.ConnectError):
+                    return twice(client, address)[0] == "MISS"
+                return False
+
+            until("what was kept is gone", forgotten)
+        code, file = new.root / "app/kept.py", new.root / "app/files/sub/empty.css"
+        code.write_text(code.read_text().replace('f"{times(name)}', 'f"new {times(name)}'))
+        file.write_text("new")
+        new.deploy()
+        for client in clients():
+            assert client.get(address).text.startswith("new "), "the old code's answer"
+            assert client.get("/files/sub/empty.css").text == "new"
+        (new.root / "app/files/link").symlink_to("/etc/passwd")
+        assert_refused(new, "app/files/link is a link, which nginx would not follow")
+
+
+class PinnedDatabase:
+    """The shop's database in its container on a node, asked as `Database` is."""
+
+    def __init__(self, stack: SwarmStack, node: Node) -> None:
+        self.stack, self.node = stack, node
+
+    def ask(self, statement: str) -> list[str]:
+        (container,) = self.node.containers(f"{self.stack.project}_database")
+        psql = ["psql", "--quiet", "--tuples-only", "--no-align", "--username=shop", "--command", statement]
+        return self.node.docker("exec", container["Id"], *psql).splitlines()
+
+
+@contextmanager
+def shop_on(made: Cluster, where: str) -> Iterator[tuple[SwarmStack, Database | PinnedDatabase]]:
+    """The shop, after the commands of its README and the words of docs/cluster.md."""
+    page = (ROOT / "docs/cluster.md").read_text()
+    pinned, outside = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    rows = shop.ROWS | {"DATABASE_MAX_CONNECTIONS": "65"}
+    with beside(SwarmStack(made, "shop", 8080, **rows)) as stack:
+        done = stack.run_in_a_copy(shop.COMMANDS)
+        assert done.returncode == 0, done.stderr
+        override, own = stack.root / "docker-compose.override.yml", stack.root / ".env.app"
+        if where == "outside":
+            database = Database(max_connections=65, address=made.here)
+            try:
+                database.start()
+                override.write_text(outside)
+                address = re.sub(r"DATABASE_URL=.*", f"DATABASE_URL={database.url}", own.read_text())
+                own.write_text(address)
+                stack.deploy()
+                yield stack, database
+            finally:
+                database.remove()
+            return
+        node = made.nodes[0]
+        run("sh", "-c", "docker image inspect postgres:18 >/dev/null || docker pull --quiet postgres:18")
+        run("sh", "-c", f"docker save postgres:18 | docker -H {node.host} load")
+        before = "  database:\n    image: postgres:18\n"
+        assert pinned.startswith(before)
+        assert before in override.read_text()
+        override.write_text(override.read_text().replace(before, pinned))
+        stack.deploy()
+        yield stack, PinnedDatabase(stack, node)
+
+
+@pytest.mark.parametrize("where", ["outside", "pinned"])
+def test_an_order_is_one_whichever_nodes_get_it_and_whichever_dies(swarm: SwarmStack, where: str) -> None:
+    others = swarm.cluster.nodes[1:]
+    victim = next(node for node in others if node is not swarm.cluster.manager)
+
+    with shop_on(swarm.cluster, where) as (stack, database), httpx.Client(timeout=DEADLINE) as client:
+
+        def place(node: Node, key: str) -> httpx.Response:
+            headers = {"Idempotency-Key": key}
+            return client.post(f"http://{node.address}:8080/orders", json=shop.ORDER, headers=headers)
+
+        def place_at_once(key: str, *nodes: Node) -> set[tuple[int, str]]:
+            """What was answered to twenty on each node."""
+            with ThreadPoolExecutor(20) as threads:
+                answers = threads.map(lambda node: place(node, key), nodes * 20)
+                return {(answer.status_code, answer.text) for answer in answers}
+
+        def orders(key: str) -> list[str]:
+            return database.ask(f"SELECT count(*) FROM orders WHERE key = '{key}'")
+
+        def clients() -> int:
+            """The containers that have connections to it."""
+            return int(database.ask("SELECT count(DISTINCT client_addr) FROM pg_stat_activity")[0])
+
+        ((status, order),) = place_at_once("before", *swarm.cluster.nodes)
+        assert status == 201
+        assert orders("before") == ["1"]
+        survivors = [node for node in swarm.cluster.nodes if node is not victim]
+        load = shop.orders(stack, database, NodeConnections([node.address for node in swarm.cluster.nodes], 8080))
+        with load:
+            load.run_for(2)
+            victim.kill()
+            assert place_at_once("before", *survivors) == {(201, order)}
+            load.run_for(2)
+        assert not load.outcome.doubled, load.outcome
+        for _, _, key, _ in load.outcome.lost:
+            # Whoever got no answer sends it again.
+            ((status, _),) = place_at_once(key, *survivors)
+            assert (status, orders(key)) == (201, ["1"])
+        if where == "pinned":
+            # Or else it would hold some that the rule gives to a deploy.
+            until("the dead node's connections are closed", lambda: clients() == len(survivors))
+        victim.start()
+        victim.ready()
+        whole(swarm)
+        until("the shop is there again", lambda: serves(victim, 8080))
+        assert place_at_once("before", *swarm.cluster.nodes) == {(201, order)}
+        assert orders("before") == ["1"]
+        print(f"{where}: {load.outcome}")
 
 
 def test_nothing_is_lost_when_all_nodes_get_a_new_version(swarm: SwarmStack) -> None:
@@ -430,6 +611,14 @@ def serves_itself(node: Node) -> bool:
     try:
         return bool(httpx.get(f"http://{node.address}/", timeout=2).json()["replica"] == f"app-{node.id}")
     except (httpx.HTTPError, ValueError, KeyError):
+        return False
+
+
+def serves(node: Node, port: int) -> bool:
+    """Whether nginx and an app answer there."""
+    try:
+        return httpx.get(f"http://{node.address}:{port}/docs", timeout=2).status_code == 200
+    except httpx.HTTPError:
         return False
 
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from cryptography.fernet import Fernet
 
-from stack import certificate, compose
+from app.server import space
+from stack import certificate, compose, static
 from stack.alone import alone
 from stack.console import Failure, app_fault, say, wait_for
 from stack.settings import ROOT, StackSettings, project
@@ -91,7 +92,7 @@ def _serving(nodes: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _configuration(settings: StackSettings, nodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """What Compose makes of its files. Raises Failure for a row that Swarm cannot honour."""
+    """What Compose makes of its files, for these nodes. Raises Failure for a row that Swarm cannot honour."""
     if not settings.registry:
         raise Failure("REGISTRY is empty: the nodes pull the app's image from it; set it, as registry.example.com/team")
     if settings.sticky_sessions != "none":
@@ -104,9 +105,18 @@ def _configuration(settings: StackSettings, nodes: list[dict[str, Any]]) -> dict
             f"APP_REPLICAS={settings.app_replicas} with WAY=swarm: each node has one app container; set "
             "APP_REPLICAS=1, and WORKERS for the CPUs of a node"
         )
+    # An app on each node: the database and nginx's list have to bear as many as there are nodes, and a deploy's.
+    count = len(nodes)
+    if broken := space.violations(settings.model_copy(update={"app_replicas": count})):
+        raise Failure("\n".join(f"{count} nodes count as APP_REPLICAS={count}: {line}" for line in broken))
     certificate.prepare(settings, in_compose=True)
+    static.check(settings)
     compose.check_configuration()
     config = compose.configuration()
+    for name in ("app", "nginx"):
+        config["services"][name]["environment"]["APP_REPLICAS"] = str(count)
+    if settings.static_root:
+        _put_into_image(config["services"]["nginx"])
     if settings.tls == "acme":
         share_certificate(config, _asks_the_ca(nodes))
     return config
@@ -141,6 +151,16 @@ def _asks_the_ca(nodes: list[dict[str, Any]]) -> str:
     ]
     here = _docker("info", "--format", "{{.Swarm.NodeID}}").strip()
     return next((node for node in (*so_far, here, *serving) if node in serving), here)
+
+
+def _put_into_image(nginx: dict[str, Any]) -> None:
+    """The folder of STATIC_ROOT: what travels as configs is small, not empty, and not thousands of files."""
+    (mount,) = [volume for volume in nginx["volumes"] if volume["target"] == nginx["environment"]["NGINX_STATIC"]]
+    nginx["volumes"].remove(mount)
+    nginx["build"] = {
+        "context": mount["source"],
+        "dockerfile_inline": f"FROM {nginx['image']}\nCOPY . {mount['target']}\n",
+    }
 
 
 def check_nodes(nodes: list[dict[str, Any]], made: StackFile) -> None:
@@ -349,7 +369,7 @@ def deploy(settings: StackSettings) -> None:
                     name, state = node["Description"]["Hostname"], node["Status"]["State"]
                     say(f"{name} is {state}: it gets the version on its return")
             try:
-                _deploy_in_steps(made, settings)
+                _deploy_in_steps(made, settings, fresh)
             except Failure:
                 if fresh:
                     _remove(settings)
@@ -384,12 +404,17 @@ def _give(config: dict[str, Any], key: str, name: str, kind: str, variable: str)
     service["environment"][variable] = file
 
 
-def _deploy_in_steps(made: StackFile, settings: StackSettings) -> None:
+def _deploy_in_steps(made: StackFile, settings: StackSettings, fresh: bool) -> None:
     """One step of depends_on after the other: a migration before the app, and nginx when the app is well."""
     for step in made.steps:
         _stack_deploy(made.part(step))
-        for name in step:
-            _watch(name, settings, once=name in made.once)
+        try:
+            for name in step:
+                _watch(name, settings, once=name in made.once)
+        finally:
+            if "app" in step and settings.cache_mb and not fresh:
+                # What nginx keeps may be other code's. No manager reaches into a node's container: a new one is empty.
+                _docker("service", "update", "--detach", "--force", f"{project()}_nginx")
     # All of it once more, which changes nothing: what has gone from the file goes from the swarm.
     _stack_deploy(made.part(made.lasting()), "--prune")
 
