@@ -37,6 +37,7 @@ from bench.experiments import (
     servers,
     shell,
     start,
+    swarm,
     sync,
     tiers,
     tls,
@@ -69,6 +70,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "keepalive": keepalive,
     "start": start,
     "watched": watched,
+    "swarm": swarm,
     "growth": growth,
     "crowd": crowd,
     "generator": generator,
@@ -88,6 +90,7 @@ BENCH = (
     "start",
     "generator",
     "watched",
+    "swarm",
 )
 REPORTS = ROOT / "reports/bench"
 PAGE = ROOT / "reports/lab/index.html"

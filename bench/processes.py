@@ -242,13 +242,17 @@ class Bench:
             yield pid
 
     @contextlib.contextmanager
-    def changed_nginx(self, name: str, changes: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    def changed_nginx(
+        self, name: str, changes: Mapping[str, str], given: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[int, str]]:
         """nginx with the stack's configuration, in which each text is replaced by another, before the same app; its
         pid and its URL. Raises CannotRun where a text is not there: it would be the same configuration.
+
+        `given` are variables that the configuration is made with.
         """
         folder = self.folder / name
         port = free_ports(1)[0]
-        values = self.environ | _listens(port) | {"NGINX_RUN": str(folder)}
+        values = self.environ | _listens(port) | {"NGINX_RUN": str(folder)} | dict(given or {})
         render(values, folder, native.nginx_version(native.nginx()))
         _change(folder, changes)
         command = self._commands["nginx"].replace(f"{self.folder}/nginx/nginx.conf", f"{folder}/nginx.conf")

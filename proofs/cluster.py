@@ -153,6 +153,19 @@ class Node:
         self.starter.wait(timeout=30)
         self.init = 0
 
+    def cpu_seconds(self) -> float:
+        """What its containers have used so far."""
+        group = f"{self.cluster.lan}/{self.name}"
+        first = Path("/sys/fs/cgroup/cpuacct", group, "cpuacct.usage")
+        if first.exists():
+            return int(first.read_text()) / 1e9
+        second = dict(line.split() for line in Path("/sys/fs/cgroup", group, "cpu.stat").read_text().splitlines())
+        return int(second["usage_usec"]) / 1e6
+
+    def forget_swarm(self) -> None:
+        """Off, it forgets the swarm that it was in; its images stay."""
+        shutil.rmtree(self.folder / "docker/swarm")
+
     def containers(self, service: str) -> list[dict[str, Any]]:
         """What its engine knows of this service's running containers."""
         ids = self.docker("ps", "--quiet", "--filter", f"label=com.docker.swarm.service.name={service}").split()
@@ -187,7 +200,7 @@ class Cluster:
             node.start()
         with ThreadPoolExecutor() as threads:
             list(threads.map(self._prepare, self.nodes))
-        self._join()
+        self.join()
 
     def _network(self) -> None:
         """A switch in a namespace of its own: this host's firewall does not see what the nodes say to each other."""
@@ -220,7 +233,8 @@ class Cluster:
         # The public image, as a pull would have brought it.
         run("sh", "-c", f"docker save nginx:1.30 | docker -H {node.host} load")
 
-    def _join(self) -> None:
+    def join(self) -> None:
+        """Make one swarm of three engines that are in none."""
         first, *others = self.nodes
         first.docker("swarm", "init", "--advertise-addr", first.address)
         token = first.docker("swarm", "join-token", "--quiet", "manager")

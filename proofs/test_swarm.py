@@ -6,6 +6,8 @@ One cluster for all of it, and one load: its clients ask all nodes in turn, and 
 from __future__ import annotations
 
 import asyncio
+import http.client
+import itertools
 import json
 import os
 import re
@@ -14,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections import Counter
@@ -26,6 +29,7 @@ from typing import Any
 import httpx
 import pytest
 
+from bench.ratios import ratios
 from proofs import shop
 from proofs.cluster import Cluster, Node, cluster, run
 from proofs.database import Database
@@ -36,6 +40,8 @@ from proofs.test_load_balancer import haproxy
 
 pytestmark = pytest.mark.xdist_group("swarm")
 # 300 POSTs and 200 GETs of 100 ms a second.
+# Of what a request costs: rounds, and GETs a second to each node.
+ROUNDS, NODE_RATE = 6, 100
 RATE, POSTS, GETS = 500, 0.6, ["/work/io?ms=100"]
 
 
@@ -207,6 +213,42 @@ def load_through(where: tuple[str, int], stack: SwarmStack, rate: float) -> Iter
         stack, rate, ledger=ask_all_ledgers, post_share=POSTS, get_paths=["/"], connections=NodeConnection(*where)
     ) as running:
         yield running
+
+
+class SteadyClient:
+    """Asks the balancer again and again on one connection, for as long as the block lasts."""
+
+    def __init__(self, where: tuple[str, int]) -> None:
+        self.where, self.ending, self.answered = where, threading.Event(), [time.monotonic()]
+        self.thread = threading.Thread(target=self._run)
+        self.failure: Exception | None = None
+
+    def _run(self) -> None:
+        connection = http.client.HTTPConnection(*self.where, timeout=DEADLINE)
+        try:
+            while not self.ending.wait(0.005):
+                connection.request("GET", "/")
+                answer = connection.getresponse()
+                answer.read()
+                assert answer.status == 200, answer.status
+                self.answered.append(time.monotonic())
+        except Exception as error:
+            self.failure = error
+        finally:
+            connection.close()
+
+    def __enter__(self) -> SteadyClient:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ending.set()
+        self.thread.join()
+        assert self.failure is None, self.failure
+
+    def longest_gap_ms(self) -> int:
+        """Between two answers."""
+        return round(1000 * max(after - before for before, after in itertools.pairwise(self.answered)))
 
 
 def lost_by_node(running: OpenLoop) -> Counter[str]:
@@ -572,6 +614,59 @@ def test_a_version_that_does_not_start_is_rolled_back_on_the_swarm(swarm: SwarmS
     running.outcome.assert_nothing_lost_or_doubled()
 
 
+def test_a_client_of_the_balancer_hardly_waits_while_all_nodes_get_another_version(
+    swarm: SwarmStack, tmp_path: Path
+) -> None:
+    """To go back and forth: nothing is built meanwhile."""
+    versions = [next(iter(swarm.version(swarm.cluster.manager)))]
+    swarm.deploy()
+    versions.append(next(iter(swarm.version(swarm.cluster.manager))))
+    gaps: dict[str, list[int]] = {"while all nodes are updated": [], "without": []}
+    with balancer(swarm, tmp_path) as where, load_through(where, swarm, 100) as through:
+        for version in versions:
+            with SteadyClient(where) as client:
+                begun = through.now
+                swarm.deploy(VERSION=version.partition("@")[0].rpartition(":")[2])
+                took = through.now - begun
+            gaps["while all nodes are updated"].append(client.longest_gap_ms())
+            assert {version} == set.union(*map(swarm.version, swarm.cluster.nodes))
+            with SteadyClient(where) as client:
+                through.run_for(took)
+            gaps["without"].append(client.longest_gap_ms())
+    through.outcome.assert_nothing_lost_or_doubled()
+    print(f"longest ms between two answers of a client of the balancer: {gaps}")
+
+
+@pytest.mark.alone
+def test_a_request_costs_a_node_the_same_whether_others_are_asked_too_or_not(swarm: SwarmStack) -> None:
+    """So N nodes carry N times what one does, up to what they share (docs/cluster.md)."""
+    nodes = swarm.cluster.nodes
+
+    def cost(asked: list[Node]) -> float:
+        """Microseconds of CPU of these nodes for each request, each of them asked as often."""
+        each = NodeConnections([node.address for node in asked])
+        with OpenLoop(
+            swarm, NODE_RATE * len(asked), lambda *_: None, post_share=0, get_paths=["/"], connections=each
+        ) as load:
+            load.run_for(1)
+            before, answered = [node.cpu_seconds() for node in asked], load.outcome.answered.total()
+            load.run_for(5)
+            used = [node.cpu_seconds() - start for node, start in zip(asked, before, strict=True)]
+            answered = load.outcome.answered.total() - answered
+        assert min(used) > sum(used) / (2 * len(asked)), f"one did another's work: {used}"
+        return sum(used) / answered * 1e6
+
+    ones, threes = [], []
+    for number in range(ROUNDS):
+        ones.append(cost([nodes[number % len(nodes)]]))
+        threes.append(cost(nodes))
+    ratio = ratios(threes, ones)
+    low, high = ratio.interval
+    print(f"us of CPU for each request: one node asked {ones}, all three {threes}")
+    print(f"CPU per request, all three asked to one: {ratio.median:.2f} ({low:.2f} to {high:.2f})")
+    assert ratio.median < 2
+
+
 @pytest.mark.alone
 def test_nothing_is_lost_when_nginx_is_replaced_and_a_node_is_drained(swarm: SwarmStack, tmp_path: Path) -> None:
     """By clients that move on where they are refused; and through a balancer that does, by clients that never do."""
@@ -722,7 +817,6 @@ def test_an_engine_that_stops_and_a_registry_that_is_down_lose_nothing(swarm: Sw
 
 
 def test_down_leaves_volumes_and_nothing_else_on_any_node(swarm: SwarmStack) -> None:
-    """The last of these proofs."""
     done = swarm.make("down")
     assert done.returncode == 0, done.stdout + done.stderr
     manager = swarm.cluster.manager
@@ -732,3 +826,34 @@ def test_down_leaves_volumes_and_nothing_else_on_any_node(swarm: SwarmStack) -> 
     for node in swarm.cluster.nodes:
         until(f"nothing runs on {node.name}", lambda: not node.docker("ps", "--quiet"))  # noqa: B023
         assert f"{swarm.project}_data" in node.docker("volume", "ls", "--format", "{{.Name}}").split()
+
+
+def test_engines_that_have_the_images_serve_soon(swarm: SwarmStack) -> None:
+    """The last of these proofs: three engines, in no swarm yet."""
+    nodes = swarm.cluster.nodes
+    repository = f"{swarm.rows['REGISTRY']}/{swarm.project}-app"
+    newest = max(swarm.cluster.manager.docker("image", "ls", "--format", "{{.Tag}}", repository).split())
+    for node in nodes:
+        node.kill()
+        node.forget_swarm()
+        node.start()
+    for node in nodes:
+        node.ready()
+    swarm.ask(nodes[0])
+    seconds: dict[str, float] = {}
+    begun = time.monotonic()
+    swarm.cluster.join()
+    joined = time.monotonic() - begun
+    with ThreadPoolExecutor(1) as thread:
+        deploying = thread.submit(swarm.deploy, VERSION=newest)
+
+        def all_answer() -> bool:
+            if deploying.done():
+                deploying.result()  # a failure is said at once
+            for node in nodes:
+                if node.name not in seconds and serves_itself(node):
+                    seconds[node.name] = round(time.monotonic() - begun, 1)
+            return len(seconds) == len(nodes)
+
+        until("an answer of each node", all_answer, 5 * DEADLINE)
+    print(f"s from three engines without a swarm to each node's first answer: {seconds}, {joined:.1f} of them to join")
