@@ -6,8 +6,6 @@ One cluster for all of it, and one load: its clients ask all nodes in turn, and 
 from __future__ import annotations
 
 import asyncio
-import http.client
-import itertools
 import json
 import os
 import re
@@ -16,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections import Counter
@@ -215,40 +212,33 @@ def load_through(where: tuple[str, int], stack: SwarmStack, rate: float) -> Iter
         yield running
 
 
-class SteadyClient:
-    """Asks the balancer again and again on one connection, for as long as the block lasts."""
+# One client that asks again and again on one connection, until its input is closed. In a process of its own: the load's
+# would keep it waiting.
+STEADY = """
+import http.client, json, select, sys, time
+connection, longest, before = http.client.HTTPConnection(*sys.argv[1:], timeout=60), (0, ""), time.monotonic()
+while not select.select([sys.stdin], [], [], 0.005)[0]:
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    answer.read()
+    assert answer.status == 200, answer.status
+    now = time.monotonic()
+    longest, before = max(longest, (round(1000 * (now - before)), answer.getheader("x-request-id"))), now
+print(json.dumps(longest))
+"""
 
-    def __init__(self, where: tuple[str, int]) -> None:
-        self.where, self.ending, self.answered = where, threading.Event(), [time.monotonic()]
-        self.thread = threading.Thread(target=self._run)
-        self.failure: Exception | None = None
 
-    def _run(self) -> None:
-        connection = http.client.HTTPConnection(*self.where, timeout=DEADLINE)
-        try:
-            while not self.ending.wait(0.005):
-                connection.request("GET", "/")
-                answer = connection.getresponse()
-                answer.read()
-                assert answer.status == 200, answer.status
-                self.answered.append(time.monotonic())
-        except Exception as error:
-            self.failure = error
-        finally:
-            connection.close()
-
-    def __enter__(self) -> SteadyClient:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ending.set()
-        self.thread.join()
-        assert self.failure is None, self.failure
-
-    def longest_gap_ms(self) -> int:
-        """Between two answers."""
-        return round(1000 * max(after - before for before, after in itertools.pairwise(self.answered)))
+@contextmanager
+def steady_client(where: tuple[str, int]) -> Iterator[list[Any]]:
+    """After the block: the most milliseconds between two of its answers, and the id of the second one's request."""
+    address, port = where
+    command = [sys.executable, "-c", STEADY, address, str(port)]
+    found: list[Any] = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        yield found
+        said, _ = client.communicate("", timeout=2 * DEADLINE)
+    assert client.returncode == 0
+    found.extend(json.loads(said))
 
 
 def lost_by_node(running: OpenLoop) -> Counter[str]:
@@ -621,20 +611,31 @@ def test_a_client_of_the_balancer_hardly_waits_while_all_nodes_get_another_versi
     versions = [next(iter(swarm.version(swarm.cluster.manager)))]
     swarm.deploy()
     versions.append(next(iter(swarm.version(swarm.cluster.manager))))
-    gaps: dict[str, list[int]] = {"while all nodes are updated": [], "without": []}
+    updated, quiet = [], []
     with balancer(swarm, tmp_path) as where, load_through(where, swarm, 100) as through:
         for version in versions:
-            with SteadyClient(where) as client:
-                begun = through.now
+            begun = through.now
+            with steady_client(where) as longest:
                 swarm.deploy(VERSION=version.partition("@")[0].rpartition(":")[2])
-                took = through.now - begun
-            gaps["while all nodes are updated"].append(client.longest_gap_ms())
+            took = through.now - begun
+            updated.append(longest)
             assert {version} == set.union(*map(swarm.version, swarm.cluster.nodes))
-            with SteadyClient(where) as client:
+            with steady_client(where) as longest:
                 through.run_for(took)
-            gaps["without"].append(client.longest_gap_ms())
+            quiet.append(longest)
     through.outcome.assert_nothing_lost_or_doubled()
-    print(f"longest ms between two answers of a client of the balancer: {gaps}")
+    print("longest ms between two answers of a client of the balancer, and nginx's part of it:")
+    for what, gaps in (("all nodes updated", updated), ("nothing", quiet)):
+        print(f"    while {what}: {', '.join(f'{ms}, {nginx_ms(swarm, key)}' for ms, key in gaps)}")
+
+
+def nginx_ms(swarm: SwarmStack, key: str) -> int:
+    """How long nginx had this request, from its first byte to the last of the answer."""
+
+    def logged() -> list[str]:
+        return re.findall(r'"request_time": ([0-9.]+)', swarm.make("trace", ID=key).stdout)
+
+    return round(1000 * float(until("nginx's line of it", logged)[0]))
 
 
 @pytest.mark.alone
