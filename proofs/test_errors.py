@@ -37,8 +37,13 @@ def ask(stack: Stack, method: str, path: str, key: str) -> httpx.Response:
 
 
 def arrivals(stack: Stack, method: str, path: str) -> int:
-    """How often the app has got this request."""
-    return [line["message"] for line in stack.app_log() if line["logger"] == "app.echo"].count(f"{method} {path}")
+    """How often the app has got this request: at least once."""
+
+    def logged() -> int:
+        return [line["message"] for line in stack.app_log() if line["logger"] == "app.echo"].count(f"{method} {path}")
+
+    until("the request's line in the log", logged)
+    return logged()
 
 
 def served(stack: Stack) -> None:

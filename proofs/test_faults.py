@@ -275,8 +275,8 @@ def test_a_slot_whose_worker_cannot_start_refuses_and_is_served_again_when_it_ca
     with stack.client() as client:
         answers = [(answer.status_code, answer.text) for answer in (client.get("/") for _ in range(20))]
     assert answers == [(200, "old")] * 20, "the worker that serves does not get all requests"
-    said = [line["message"] for line in stack.app_log() if line["message"].startswith("Slot 1 has no new worker")]
-    assert said
+    begins = "Slot 1 has no new worker"
+    said = until("the line", lambda: [x["message"] for x in stack.app_log() if x["message"].startswith(begins)])
     assert "division by zero" in said[0], f"the reason is not said: {said[0]}"
     write_module(folder, 'b"old"')
     until("a worker in each slot", lambda: slots() == [0, 1])

@@ -435,8 +435,8 @@ def test_a_worker_that_holds_too_much_memory_is_replaced_and_nothing_is_lost(odd
     load.outcome.assert_nothing_lost_or_doubled()
     until("the end of the old one", lambda: not Path(f"/proc/{before}").exists())
     assert pid_of(odd, 0) == other, "the other worker was replaced as well"
-    said = [line["message"] for line in odd.app_log() if line["pid"] == before]
-    assert any(f"WORKER_MEMORY_MB={MEMORY_MB}: asking for a replacement" in message for message in said)
+    asks = f"WORKER_MEMORY_MB={MEMORY_MB}: asking for a replacement"
+    until("the line", lambda: any(line["pid"] == before and asks in line["message"] for line in odd.app_log()))
 
 
 @pytest.fixture(scope="module")
@@ -455,7 +455,12 @@ def small() -> Iterator[Stack]:
 def test_a_memory_limit_below_a_new_worker_is_not_applied(small: Stack) -> None:
     """Or each replacement would be replaced in turn, for ever."""
     begins = "WORKER_MEMORY_MB=20 is less than a new worker holds"
-    said = [line for line in small.app_log() if line["message"].startswith(begins)]
+
+    def lines() -> list[dict[str, Any]]:
+        return [line for line in small.app_log() if line["message"].startswith(begins)]
+
+    until("a line of each worker", lambda: len(lines()) >= 4)
+    said = lines()
     assert len(said) == 4
     assert {line["level"] for line in said} == {"error"}
     assert not [line for line in small.app_log() if "asking for a replacement" in line["message"]]
