@@ -833,7 +833,8 @@ def test_engines_that_have_the_images_serve_soon(swarm: SwarmStack) -> None:
     """The last of these proofs: three engines, in no swarm yet."""
     nodes = swarm.cluster.nodes
     repository = f"{swarm.rows['REGISTRY']}/{swarm.project}-app"
-    newest = max(swarm.cluster.manager.docker("image", "ls", "--format", "{{.Tag}}", repository).split())
+    tags = swarm.cluster.manager.docker("image", "ls", "--format", "{{.Tag}}", repository).split()
+    newest = max(tag for tag in tags if tag != "<none>")
     for node in nodes:
         node.kill()
         node.forget_swarm()
