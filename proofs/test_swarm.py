@@ -604,7 +604,7 @@ def test_a_version_that_does_not_start_is_rolled_back_on_the_swarm(swarm: SwarmS
     running.outcome.assert_nothing_lost_or_doubled()
 
 
-def test_a_client_of_the_balancer_hardly_waits_while_all_nodes_get_another_version(
+def test_nothing_is_lost_through_a_balancer_while_all_nodes_get_another_version(
     swarm: SwarmStack, tmp_path: Path
 ) -> None:
     """To go back and forth: nothing is built meanwhile."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from app.server import space
 from stack.console import Failure
+from stack.settings import project
 
 Service = dict[str, Any]
 
@@ -55,6 +56,8 @@ RESTART = {"no": "none", "on-failure": "on-failure", "always": "any", "unless-st
 UNITS = {"": 1, "b": 1} | space.UNITS
 # For how long after its start a task that ends counts as the new version's fault.
 MONITOR = "5s"
+# Where Locust's master leaves its report: in a folder that any user may write to, and that is not in memory.
+REPORTS = "/var/tmp/reports"
 # Swarm's own limits of what a config and a secret may hold.
 MOST_BYTES = {"configs": 1_000_000, "secrets": 500_000}
 
@@ -274,3 +277,71 @@ def bytes_of(size: str) -> int:
     if not found:
         raise Failure(f"{size}: must be a number with k, m or g, as 64m")
     return int(found[1]) * UNITS[found[2]]
+
+
+# --- What Compose's configuration has otherwise on a swarm, before the file is made of it ----------------------------
+
+
+def share_certificate(config: dict[str, Any], node: str) -> None:
+    """One node's `acme` asks the CA. `acme-copy` of each has the certificate from it, and nginx of each its answers."""
+    config["networks"]["renew"] = {"internal": True}
+    acme, nginx = config["services"]["acme"], config["services"]["nginx"]
+    config["services"]["acme-copy"] = acme | {
+        "networks": {"renew": None},
+        "volumes": [volume for volume in acme["volumes"] if volume.get("source") == "certificates"],
+        "environment": acme["environment"] | {"RENEW_FROM": "http://acme:8000"},
+        "deploy": {"mode": "global", "resources": {"limits": {"memory": "64m"}}},
+    }
+    # Two that write to nginx's folder could bring the old certificate back.
+    acme["volumes"] = [volume for volume in acme["volumes"] if volume.get("source") != "certificates"]
+    acme["environment"]["RENEW_PUBLISHED"] = f"{acme['environment']['RENEW_STATE']}/published"
+    acme["networks"]["renew"] = nginx["networks"]["renew"] = None
+    acme["deploy"]["placement"] = acme["deploy"].get("placement") or {"constraints": [f"node.id == {node}"]}
+    nginx["environment"]["NGINX_ACME"] = "acme:8000"
+
+
+def put_into_image(nginx: dict[str, Any]) -> None:
+    """The folder of STATIC_ROOT: what travels as configs is small, not empty, and not thousands of files."""
+    if "build" in nginx:
+        raise Failure("STATIC_ROOT with WAY=swarm makes an image of nginx, and nginx has a build of your own: put the "
+                      "files into that, and leave STATIC_ROOT empty")  # fmt: skip
+    (mount,) = [volume for volume in nginx["volumes"] if volume["target"] == nginx["environment"]["NGINX_STATIC"]]
+    nginx["volumes"].remove(mount)
+    nginx["build"] = {
+        "context": mount["source"],
+        "dockerfile_inline": f"FROM {nginx['image']}\nCOPY . {mount['target']}\n",
+    }
+
+
+def give(config: dict[str, Any], key: str, name: str, kind: str, variable: str) -> None:
+    """The service `name` gets the key as a file, and the file's name in the variable."""
+    service, file = config["services"][name], f"/run/secrets/{kind}"
+    config.setdefault("secrets", {})[kind] = {"external": True, "name": key}
+    service["secrets"] = [*service.get("secrets", []), {"source": kind, "target": file} | readers(service)]
+    service["environment"][variable] = file
+
+
+def load_configuration(config: dict[str, Any], node: str, processes: str) -> dict[str, Any]:
+    """What Compose makes of Locust's services, as a stack of their own beside that of `config`."""
+    networks = {"edge": {"external": True, "name": f"{project()}_edge"}}
+    both = {}
+    for name in ("locust", "locust-worker"):
+        service = {key: value for key, value in config["services"][name].items() if key not in ("ports", "depends_on")}
+        both[name] = service | {"networks": {"edge": None}}
+    limits = {name: service["deploy"]["resources"] for name, service in both.items()}
+    both["locust"] |= {
+        "entrypoint": ["python", "-m", "loadtest", REPORTS],
+        "command": None,
+        "healthcheck": None,  # it asks the web UI
+        "restart": "no",
+        # The report is fetched when it has ended: from what it has written, and not from memory.
+        "read_only": False,
+        "environment": both["locust"]["environment"] | {"LOADTEST_ELSEWHERE": "1"},
+        "deploy": {"resources": limits["locust"], "placement": {"constraints": [f"node.id == {node}"]}},
+    }
+    both["locust-worker"] |= {
+        # At the end of a run they leave with status 0, and are not to come again. What is no number the master refuses.
+        "restart": "on-failure",
+        "deploy": {"resources": limits["locust-worker"], "replicas": int(processes) if processes.isdigit() else 1},
+    }
+    return config | {"services": both, "networks": networks}

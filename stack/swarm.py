@@ -26,10 +26,17 @@ from stack import certificate, compose, static
 from stack.alone import alone
 from stack.console import Failure, app_fault, say, wait_for
 from stack.settings import ROOT, StackSettings, project
-from stack.stackfile import StackFile, bytes_of, generate, readers
+from stack.stackfile import (
+    REPORTS,
+    StackFile,
+    bytes_of,
+    generate,
+    give,
+    load_configuration,
+    put_into_image,
+    share_certificate,
+)
 
-# Where Locust's master leaves its report: in a folder that any user may write to, and that is not in memory.
-REPORTS = "/var/tmp/reports"
 # States of a task whose container does not run any more.
 ENDED = ("complete", "shutdown", "failed", "rejected", "orphaned", "remove")
 PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -116,28 +123,10 @@ def _configuration(settings: StackSettings, nodes: list[dict[str, Any]]) -> dict
     for name in ("app", "nginx"):
         config["services"][name]["environment"]["APP_REPLICAS"] = str(count)
     if settings.static_root:
-        _put_into_image(config["services"]["nginx"])
+        put_into_image(config["services"]["nginx"])
     if settings.tls == "acme":
         share_certificate(config, _asks_the_ca(nodes))
     return config
-
-
-def share_certificate(config: dict[str, Any], node: str) -> None:
-    """One node's `acme` asks the CA. `acme-copy` of each has the certificate from it, and nginx of each its answers."""
-    config["networks"]["renew"] = {"internal": True}
-    acme, nginx = config["services"]["acme"], config["services"]["nginx"]
-    config["services"]["acme-copy"] = acme | {
-        "networks": {"renew": None},
-        "volumes": [volume for volume in acme["volumes"] if volume.get("source") == "certificates"],
-        "environment": acme["environment"] | {"RENEW_FROM": "http://acme:8000"},
-        "deploy": {"mode": "global", "resources": {"limits": {"memory": "64m"}}},
-    }
-    # Two that write to nginx's folder could bring the old certificate back.
-    acme["volumes"] = [volume for volume in acme["volumes"] if volume.get("source") != "certificates"]
-    acme["environment"]["RENEW_PUBLISHED"] = f"{acme['environment']['RENEW_STATE']}/published"
-    acme["networks"]["renew"] = nginx["networks"]["renew"] = None
-    acme["deploy"]["placement"] = acme["deploy"].get("placement") or {"constraints": [f"node.id == {node}"]}
-    nginx["environment"]["NGINX_ACME"] = "acme:8000"
 
 
 def _asks_the_ca(nodes: list[dict[str, Any]]) -> str:
@@ -151,16 +140,6 @@ def _asks_the_ca(nodes: list[dict[str, Any]]) -> str:
     ]
     here = _docker("info", "--format", "{{.Swarm.NodeID}}").strip()
     return next((node for node in (*so_far, here, *serving) if node in serving), here)
-
-
-def _put_into_image(nginx: dict[str, Any]) -> None:
-    """The folder of STATIC_ROOT: what travels as configs is small, not empty, and not thousands of files."""
-    (mount,) = [volume for volume in nginx["volumes"] if volume["target"] == nginx["environment"]["NGINX_STATIC"]]
-    nginx["volumes"].remove(mount)
-    nginx["build"] = {
-        "context": mount["source"],
-        "dockerfile_inline": f"FROM {nginx['image']}\nCOPY . {mount['target']}\n",
-    }
 
 
 def check_nodes(nodes: list[dict[str, Any]], made: StackFile) -> None:
@@ -356,11 +335,11 @@ def deploy(settings: StackSettings) -> None:
             if settings.tls != "off":
                 # The 80 bytes that nginx wants.
                 key = _key("ticket-key", secrets.token_urlsafe(60))
-                _give(config, key, "nginx", "ticket-key", "NGINX_TICKET_KEY")
+                give(config, key, "nginx", "ticket-key", "NGINX_TICKET_KEY")
             if settings.tls == "acme":
                 key = _key("seal", Fernet.generate_key().decode())
                 for name in ("acme", "acme-copy"):
-                    _give(config, key, name, "seal", "RENEW_SEAL")
+                    give(config, key, name, "seal", "RENEW_SEAL")
             made = generate(config, images)
             for name, reason in made.left_out.items():
                 say(f"left out: {name}: {reason}")
@@ -394,14 +373,6 @@ def _key(kind: str, new: str) -> str:
         return max(fresh)
     _docker("secret", "create", "--label", f"{NAMESPACE}={project()}", newest, "-", text=new)
     return newest
-
-
-def _give(config: dict[str, Any], key: str, name: str, kind: str, variable: str) -> None:
-    """The service `name` gets the key as a file, and the file's name in the variable."""
-    service, file = config["services"][name], f"/run/secrets/{kind}"
-    config.setdefault("secrets", {})[kind] = {"external": True, "name": key}
-    service["secrets"] = [*service.get("secrets", []), {"source": kind, "target": file} | readers(service)]
-    service["environment"][variable] = file
 
 
 def _deploy_in_steps(made: StackFile, settings: StackSettings, fresh: bool) -> None:
@@ -648,29 +619,3 @@ def loadtest(settings: StackSettings, table: dict[str, str]) -> int:
         return status
     finally:
         _remove(settings, stack)
-
-
-def load_configuration(config: dict[str, Any], node: str, processes: str) -> dict[str, Any]:
-    """What Compose makes of Locust's services, as a stack of their own beside that of `config`."""
-    networks = {"edge": {"external": True, "name": f"{project()}_edge"}}
-    both = {}
-    for name in ("locust", "locust-worker"):
-        service = {key: value for key, value in config["services"][name].items() if key not in ("ports", "depends_on")}
-        both[name] = service | {"networks": {"edge": None}}
-    limits = {name: service["deploy"]["resources"] for name, service in both.items()}
-    both["locust"] |= {
-        "entrypoint": ["python", "-m", "loadtest", REPORTS],
-        "command": None,
-        "healthcheck": None,  # it asks the web UI
-        "restart": "no",
-        # The report is fetched when it has ended: from what it has written, and not from memory.
-        "read_only": False,
-        "environment": both["locust"]["environment"] | {"LOADTEST_ELSEWHERE": "1"},
-        "deploy": {"resources": limits["locust"], "placement": {"constraints": [f"node.id == {node}"]}},
-    }
-    both["locust-worker"] |= {
-        # At the end of a run they leave with status 0, and are not to come again. What is no number the master refuses.
-        "restart": "on-failure",
-        "deploy": {"resources": limits["locust-worker"], "replicas": int(processes) if processes.isdigit() else 1},
-    }
-    return config | {"services": both, "networks": networks}

@@ -13,7 +13,7 @@ from app.server.settings import SettingsError, read
 from stack import swarm
 from stack.console import Failure
 from stack.settings import GIVEN, StackSettings, rows
-from stack.stackfile import generate
+from stack.stackfile import generate, put_into_image
 
 
 def config(**services: dict[str, Any]) -> dict[str, Any]:
@@ -146,3 +146,8 @@ def test_the_image_is_in_the_registry_that_the_row_names(monkeypatch: pytest.Mon
 def test_a_registry_is_a_host_and_a_path(registry: str) -> None:
     with pytest.raises(SettingsError, match=f"REGISTRY={re.escape(registry)}: must be a registry and a path"):
         read(StackSettings, GIVEN | rows() | {"REGISTRY": registry})
+
+
+def test_static_files_do_not_take_the_place_of_a_build_of_your_own() -> None:
+    with pytest.raises(Failure, match="nginx has a build of your own"):
+        put_into_image({"build": {"context": "."}, "volumes": []})
