@@ -31,7 +31,7 @@ pytestmark = pytest.mark.xdist_group("swarm")
 def machines() -> Iterator[SwarmStack]:
     """Not yet deployed."""
     with cluster() as made, tempfile.TemporaryDirectory() as folder:
-        stack = SwarmStack(made, TLS="files", TLS_FOLDER=folder, HTTPS_PORT="443")
+        stack = SwarmStack(made, TLS="files", TLS_FOLDER=folder, HTTPS_PORT="443", NGINX_MEMORY="10g")
         stack.https_port = 443
         try:
             yield stack
