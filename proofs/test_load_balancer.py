@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -21,6 +19,7 @@ from proofs.conftest import lacks, require_engine, started
 from proofs.outside import Outside, answer, outside
 from proofs.stack import DEADLINE, Stack, until
 from proofs.test_limits import refusal, waits
+from stack import debian
 
 HEADERS = """
     mode http
@@ -68,8 +67,7 @@ EACH_WAY, EACH_KIND = pytest.mark.parametrize("way", WAYS), pytest.mark.parametr
 
 def haproxy() -> str:
     """The path of HAProxy. Skips where there is none; fails when REQUIRE_HAPROXY=1."""
-    found = shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
-    return found or lacks("no HAProxy is installed", "REQUIRE_HAPROXY")
+    return debian.found("haproxy") or lacks("no HAProxy is installed", "REQUIRE_HAPROXY")
 
 
 @contextmanager

@@ -813,6 +813,7 @@ def test_an_engine_that_stops_loses_only_what_was_in_flight_there_and_a_registry
         try:
             assert_refused(swarm, "not built or not pushed, so nothing is changed")
             node.stop_engine()
+            returned = running.now
             node.start()
             node.ready()
             whole(swarm)
@@ -820,6 +821,7 @@ def test_an_engine_that_stops_loses_only_what_was_in_flight_there_and_a_registry
             swarm.cluster.start_registry()
     assert [swarm.version(n) for n in swarm.cluster.nodes] == before
     assert_only_the_dead_ones_were_lost(running, node)
+    assert not running.outcome.lost_since(returned), f"lost by its return: {running.outcome}"
 
 
 def test_down_leaves_volumes_and_nothing_else_on_any_node(swarm: SwarmStack) -> None:

@@ -48,6 +48,11 @@ def swarm(machines: SwarmStack) -> SwarmStack:
     return machines
 
 
+def all_nginx(stack: SwarmStack) -> list[str]:
+    """The ids of the containers."""
+    return sorted(c["Id"] for node in stack.cluster.nodes for c in node.containers(f"{stack.project}_nginx"))
+
+
 def handshake(
     stack: SwarmStack, node: Node, context: ssl.SSLContext, session: ssl.SSLSession | None = None
 ) -> ssl.SSLSocket:
@@ -72,16 +77,13 @@ def test_the_key_of_tickets_is_nginxs_alone_and_stays_over_a_deploy(swarm: Swarm
     """And the one from long ago is gone."""
     manager = swarm.cluster.manager
 
-    def nginx() -> list[str]:
-        return sorted(c["Id"] for node in swarm.cluster.nodes for c in node.containers(f"{swarm.project}_nginx"))
-
     def keys() -> list[str]:
         return [name for name in manager.docker("secret", "ls", "--format", "{{.Name}}").split() if "ticket" in name]
 
-    (key,), before = keys(), nginx()
+    (key,), before = keys(), all_nginx(swarm)
     assert key != f"{swarm.project}_ticket-key-20000101-000000"
     swarm.deploy()
-    assert (keys(), nginx()) == ([key], before)
+    assert (keys(), all_nginx(swarm)) == ([key], before)
     for node in swarm.cluster.nodes:
         for name in ("app", "nginx"):
             (found,) = node.containers(f"{swarm.project}_{name}")
@@ -146,9 +148,6 @@ class Site:
     def asking(self) -> list[Node]:
         """The nodes that ask the authority."""
         return [node for node in self.nodes if node.init and node.containers(f"{self.stack.project}_acme")]
-
-    def nginx(self) -> list[str]:
-        return [c["Id"] for node in self.nodes for c in node.containers(f"{self.stack.project}_nginx")]
 
 
 @pytest.fixture(scope="module")
@@ -221,13 +220,13 @@ def test_a_load_test_of_the_swarm_verifies_the_certificate(site: Site) -> None:
 
 
 def test_a_renewal_reaches_all_nodes_and_fails_no_handshake(site: Site) -> None:
-    first, nginx = until("the certificate", site.served_by_all, 2 * DEADLINE), site.nginx()
+    first, nginx = until("the certificate", site.served_by_all, 2 * DEADLINE), all_nginx(site.stack)
     with Visitors(site) as visitors:
         second = until("the renewal", lambda: (now := site.served_by_all()) != first and now, SECONDS)
     assert visitors.failed == []
     assert visitors.served == {first, second}, "clients saw another one"
     assert (given := site.given())[given.index(first) :] == [first, second], "another node has asked too"
-    assert site.nginx() == nginx, "nginx was replaced"
+    assert all_nginx(site.stack) == nginx, "nginx was replaced"
 
 
 def test_the_asking_node_may_be_off_and_a_deploy_has_another_one_ask(site: Site) -> None:

@@ -89,6 +89,11 @@ def manager() -> list[dict[str, Any]]:
     return found
 
 
+def _here() -> str:
+    """The id of the node that is asked."""
+    return _docker("info", "--format", "{{.Swarm.NodeID}}").strip()
+
+
 def _serving(nodes: list[dict[str, Any]]) -> dict[str, str]:
     """The names of the nodes that take containers now, by their ids."""
     return {
@@ -138,7 +143,7 @@ def _asks_the_ca(nodes: list[dict[str, Any]]) -> str:
         if service["Spec"]["Name"] == f"{project()}_acme"
         for constraint in service["Spec"]["TaskTemplate"]["Placement"].get("Constraints") or []
     ]
-    here = _docker("info", "--format", "{{.Swarm.NodeID}}").strip()
+    here = _here()
     return next((node for node in (*so_far, here, *serving) if node in serving), here)
 
 
@@ -590,7 +595,7 @@ def loadtest(settings: StackSettings, table: dict[str, str]) -> int:
 
     A stack beside the stack, on the network of nginx: no port of it is published, and the master has no web UI.
     """
-    nodes, here = manager(), _docker("info", "--format", "{{.Swarm.NodeID}}").strip()
+    nodes, here = manager(), _here()
     if here not in _serving(nodes):
         raise Failure(f"{_where()}: this manager takes no containers, and the report is fetched from it; ask another")
     stack = f"{project()}_loadtest"

@@ -137,7 +137,11 @@ def _refuse_new_connections(listener: socket.socket) -> None:
     """
     if listener.family == socket.AF_UNIX or sys.platform != "linux":
         return
-    program = [(0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)]
-    code = create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
     with suppress(OSError):
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program), addressof(code)))
+        attach_filter(listener, (0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+
+
+def attach_filter(to: socket.socket, *program: tuple[int, int, int, int]) -> None:
+    """A socket filter of these instructions: code, jumps, operand. Raises OSError where filters are not to be had."""
+    code = create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    to.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program), addressof(code)))

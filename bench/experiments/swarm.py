@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,6 +11,7 @@ from bench.experiments.proxy import REQUEST
 from bench.harness import NEW_WARM_UP_SECONDS, SLICE_SECONDS, SLICES, Comparison, Progress, Result, Variant
 from bench.processes import Bench, CannotRun, free_ports, process
 from bench.ratios import Goal, ratios
+from stack import debian
 from stack.console import answers
 from stack.settings import ROOT
 
@@ -44,9 +43,9 @@ def run(progress: Progress) -> Result:
         app = stack.enter_context(bench.app())
         starts = [partial(_started, bench=bench, app=app, name=name) for name in (OURS, BASE)]
         (found,) = harness.measure_anew(starts, [request], ROUNDS, CONNECTIONS, progress)
-        if haproxy():
+        if program := debian.found("haproxy"):
             node = _started(stack, bench, app, OURS)
-            url, balancer = stack.enter_context(_balancer(bench, node.url))
+            url, balancer = stack.enter_context(_balancer(bench, program, node.url))
             balanced = Variant(BALANCED, url, {**node.tiers, "balancer": balancer})
             found |= harness.measure([balanced], request, BALANCER_ROUNDS, CONNECTIONS, progress)
         else:
@@ -59,10 +58,6 @@ def run(progress: Progress) -> Result:
         nodes = ratios(of_node, [each.cpu_us["balancer"] for each in rounds])
         result.comparisons.append(Comparison("CPU per request, nginx and the app to the balancer", nodes))
     return result
-
-
-def haproxy() -> str | None:
-    return shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
 
 def _started(stack: ExitStack, bench: Bench, app: int, name: str) -> Variant:
@@ -82,7 +77,7 @@ def _started(stack: ExitStack, bench: Bench, app: int, name: str) -> Variant:
 
 
 @contextmanager
-def _balancer(bench: Bench, url: str) -> Iterator[tuple[str, int]]:
+def _balancer(bench: Bench, program: str, url: str) -> Iterator[tuple[str, int]]:
     """HAProxy with the example's configuration before one node; its URL and its pid."""
     port = free_ports(1)[0]
     text = BALANCER.read_text()
@@ -93,6 +88,6 @@ def _balancer(bench: Bench, url: str) -> Iterator[tuple[str, int]]:
     file = bench.folder / "haproxy.cfg"
     file.write_text("".join(line for line in text.splitlines(keepends=True) if "192.0.2." not in line))
     ready = partial(answers, f"http://127.0.0.1:{port}/")
-    command = f"exec {haproxy()} -db -f {file}"
+    command = f"exec {program} -db -f {file}"
     with process(command, {}, bench.folder / "haproxy.log", ready, START_SECONDS, START_SECONDS) as pid:
         yield f"http://127.0.0.1:{port}", pid

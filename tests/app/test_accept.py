@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
-from ctypes import addressof, create_string_buffer
 from typing import cast
 
 import uvloop
 
 from app.server import accept_queues
-from app.server.accept import SO_ATTACH_FILTER, Acceptor
+from app.server.accept import Acceptor, attach_filter
 
 SO_DETACH_FILTER = 27
 
@@ -19,8 +17,7 @@ SO_DETACH_FILTER = 27
 def begin_handshake(port: int) -> socket.socket:
     """A client that drops whatever comes, as the second packet of its handshake."""
     client = socket.socket()
-    drop = create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
-    client.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, addressof(drop)))
+    attach_filter(client, (0x06, 0, 0, 0))
     client.setblocking(False)
     client.connect_ex(("127.0.0.1", port))
     return client
