@@ -108,6 +108,31 @@ def test_an_idle_app_leaves_at_once(stoppable: Stack) -> None:
         assert float(message.split()[2]) < int(stoppable.rows["DRAIN_SECONDS"]), drained
 
 
+def test_an_app_told_to_stop_serves_on_for_its_delay() -> None:
+    """New connections too, and whoever says it again: an engine of a swarm does."""
+    delay = 3
+    stack = Stack("native", "delayed", STOP_DELAY_SECONDS=f"{delay}")
+
+    def asked() -> int:
+        return httpx.get(f"http://127.0.0.1:{stack.app_port}/", timeout=DEADLINE).status_code
+
+    try:
+        stack.up()
+        told = time.monotonic()
+        leaving = [stop(stack)]
+        until("the signal", lambda: "Handling signal: term" in (line["message"] for line in stack.app_log()))
+        leaving.append(stop(stack))
+        answered = [asked() for _ in range(10)]
+        until("the drain", lambda: draining(stack))
+        waited = time.monotonic() - told
+        for one in leaving:
+            one.join(DEADLINE)
+    finally:
+        stack.down()
+    assert waited >= delay
+    assert answered == [200] * 10
+
+
 def test_an_upload_half_sent_is_finished_by_the_worker_that_began_it() -> None:
     """Straight to a worker: nginx collects the whole body before it sends any of it on."""
     stack = Stack("native", "upload")

@@ -47,7 +47,8 @@ class SwarmStack(Stack):
         self, made: Cluster, name: str = "swarm", port: int = 80, *, files: Mapping[str, str] | None = None, **rows: str
     ) -> None:
         # A connection that was idle for a second on a slow machine is one that is in use.
-        usual = {"MAX_REQUESTS": "0", "CLIENT_KEEPALIVE_MIN_SECONDS": "5", "FORWARDED_HEADERS_FROM": made.ipv4(100)}
+        usual = {"MAX_REQUESTS": "0", "CLIENT_KEEPALIVE_MIN_SECONDS": "5", "STOP_GRACE_SECONDS": "25",
+                 "FORWARDED_HEADERS_FROM": made.ipv4(100)}  # fmt: skip
         where = {"HTTP_PORT": str(port), "REGISTRY": made.registry}
         super().__init__("swarm", name, files=files, **PATIENT_BUDGET | usual | where | rows)
         self.cluster, self.http_port = made, port
@@ -294,6 +295,8 @@ def test_a_container_of_the_swarm_has_the_limits_and_the_hardening_of_compose(sw
             asked = {k: v for k, v in wanted["environment"].items() if v is not None and k != "NGINX_COUNTS"}
             # For the database's connections, nginx's list and the share of the cache that a worker may fill.
             asked["APP_REPLICAS"] = "3"
+            if name == "app":
+                asked["STOP_DELAY_SECONDS"] = swarm.rows["CLIENT_KEEPALIVE_MIN_SECONDS"]
             assert asked.items() <= passed.items()
             status = dict(
                 line.split(":\t", 1)
@@ -399,6 +402,7 @@ def test_what_cannot_be_deployed_is_said_in_one_line_and_changes_nothing(swarm: 
     # 5 x 3 x 4 + 5: enough for one machine, and not for three, one of which has the app twice.
     too_few = {"DATABASE_POOL_SIZE": "5", "DATABASE_MAX_CONNECTIONS": "64"}
     assert_refused(swarm, "3 nodes count as APP_REPLICAS=3: space budget, rule pools-fit-database", **too_few)
+    assert_refused(swarm, "makes STOP_DELAY_SECONDS=9 with WAY=swarm: timeout", CLIENT_KEEPALIVE_MIN_SECONDS="9")
     assert_refused(swarm, "STATIC_ROOT=./app/nowhere", STATIC_ROOT="./app/nowhere")
     manager.docker("config", "create", others, "-", input="ada@elsewhere")
     try:
@@ -793,14 +797,8 @@ def test_without_a_quorum_the_survivor_serves_and_a_deploy_says_why_it_cannot(sw
     assert swarm.version(leader) == {version}
 
 
-def test_an_engine_that_stops_loses_only_what_was_in_flight_there_and_a_registry_that_is_down_nothing(
-    swarm: SwarmStack,
-) -> None:
-    """A node has the image: on its return it asks nobody for it. And what an engine is told then is looked at.
-
-    Nothing should be lost there: one of nginx's two workers ends while requests that it passed on to another node's app
-    are not answered yet (docs/cluster.md).
-    """
+def test_nothing_is_lost_when_an_engine_stops_and_when_the_registry_is_down(swarm: SwarmStack) -> None:
+    """A node has the image: on its return it asks nobody for it. And what an engine is told then is looked at."""
     node = next(n for n in swarm.cluster.nodes if n is not swarm.cluster.manager)
     before = [swarm.version(n) for n in swarm.cluster.nodes]
     with load(swarm) as running:
@@ -813,15 +811,13 @@ def test_an_engine_that_stops_loses_only_what_was_in_flight_there_and_a_registry
         try:
             assert_refused(swarm, "not built or not pushed, so nothing is changed")
             node.stop_engine()
-            returned = running.now
             node.start()
             node.ready()
             whole(swarm)
         finally:
             swarm.cluster.start_registry()
     assert [swarm.version(n) for n in swarm.cluster.nodes] == before
-    assert_only_the_dead_ones_were_lost(running, node)
-    assert not running.outcome.lost_since(returned), f"lost by its return: {running.outcome}"
+    running.outcome.assert_nothing_lost_or_doubled()
 
 
 def test_down_leaves_volumes_and_nothing_else_on_any_node(swarm: SwarmStack) -> None:

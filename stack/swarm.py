@@ -21,7 +21,7 @@ from typing import Any
 
 from cryptography.fernet import Fernet
 
-from app.server import space
+from app.server import budget, space
 from stack import certificate, compose, static
 from stack.alone import alone
 from stack.console import Failure, app_fault, say, wait_for
@@ -121,12 +121,20 @@ def _configuration(settings: StackSettings, nodes: list[dict[str, Any]]) -> dict
     count = len(nodes)
     if broken := space.violations(settings.model_copy(update={"app_replicas": count})):
         raise Failure("\n".join(f"{count} nodes count as APP_REPLICAS={count}: {line}" for line in broken))
+    # An engine that stops tells nginx and the app in the same moment, and leaves the network between the nodes at once:
+    # what nginx, refused here, asks another node's app is lost.
+    delay = max(settings.stop_delay_seconds, settings.client_keepalive_min_seconds)
+    if broken := budget.violations(settings.model_copy(update={"stop_delay_seconds": delay})):
+        raise Failure(
+            f"CLIENT_KEEPALIVE_MIN_SECONDS makes STOP_DELAY_SECONDS={delay} with WAY=swarm: {'; '.join(broken)}"
+        )
     certificate.prepare(settings, in_compose=True)
     static.check(settings)
     compose.check_configuration()
     config = compose.configuration()
     for name in ("app", "nginx"):
         config["services"][name]["environment"]["APP_REPLICAS"] = str(count)
+    config["services"]["app"]["environment"]["STOP_DELAY_SECONDS"] = str(delay)
     if settings.static_root:
         put_into_image(config["services"]["nginx"])
     if settings.tls == "acme":

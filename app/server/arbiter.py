@@ -80,6 +80,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         self.fork_servers: dict[int, forkserver.ForkServer] = {}  # by generation; none with WORKER_START=import
         self.need_is_steady = False  # of memory, in all workers of this generation
         self.stopping = False
+        self.stops_at: float | None = None  # monotonic time; None: nobody has said so
         self.exit_status = self.WORKER_BOOT_ERROR
         self.started = ""  # when, as status.started() has it
         self.written: status.Status | None = None
@@ -102,6 +103,8 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
 
     def manage_workers(self) -> None:
         now = time.monotonic()
+        if self.stops_at is not None and now >= self.stops_at:
+            raise StopIteration  # Gunicorn's own way to stop
         for worker in list(self.WORKERS.values()):
             self._hear(worker)
             self._hold_to_deadlines(worker, now)
@@ -391,6 +394,11 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
                 worker.generation = self.generation  # nobody else serves its socket
                 worker.board.put(worker.generation, "generation")
         self.log.error("Generation %d is rolled back, %d serves on: %s", self.attempt, self.generation, reason)
+
+    def handle_term(self) -> None:
+        """The stop begins after STOP_DELAY_SECONDS, whoever says it again meanwhile."""
+        if self.stops_at is None:
+            self.stops_at = time.monotonic() + settings.stop_delay_seconds
 
     def handle_int(self) -> None:
         self.handle_term()

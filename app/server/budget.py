@@ -156,6 +156,7 @@ RULES = (
         "stop_grace_seconds",
         "the engine kills the container in the middle of its drain",
         "right",
+        plus="stop_delay_seconds",
     ),
     Rule(
         "timeout-above-block",

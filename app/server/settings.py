@@ -66,6 +66,7 @@ class Settings(BaseModel):
     gunicorn_graceful_seconds: Seconds
     nginx_shutdown_seconds: Seconds
     stop_grace_seconds: Seconds
+    stop_delay_seconds: Annotated[int, Field(ge=0, le=3600)]
     app_start_seconds: Seconds
     worker_timeout_seconds: Seconds
     longest_block_seconds: Seconds

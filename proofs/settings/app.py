@@ -177,6 +177,14 @@ SETTINGS: list[Setting | Unproven] = [
         [f"{PROOFS}::test_an_idle_connection_answers_on_for_the_drain"],
     ),
     Setting(
+        [".env: STOP_DELAY_SECONDS"],
+        "The app serves on for this long where nginx is told to stop in the same moment, and may still ask.",
+        "0: it refuses at once",
+        "0, the default",
+        [(ARBITER, "time.monotonic() + settings.stop_delay_seconds", "time.monotonic()")],
+        ["proofs/test_stop.py::test_an_app_told_to_stop_serves_on_for_its_delay"],
+    ),
+    Setting(
         ["gunicorn.conf.py: max_requests", ".env: MAX_REQUESTS"],
         "A worker is replaced after N requests, and what it leaked is given back.",
         "0, never",
