@@ -99,6 +99,7 @@ SOURCES: list[tuple[str, Any, str]] = [
     ("middleware.py", AsyncIOBackend.run_sync_in_worker_thread, "await cls.checkpoint()"),
     ("middleware.py", AsyncIOBackend.run_sync_in_worker_thread, "return await future"),
     ("drain.py", HttpToolsProtocol._start_asgi_task, "self.tasks.add(task)"),
+    ("arbiter.py", Arbiter.run, "except (StopIteration, KeyboardInterrupt):\n            self.halt()"),
     ("arbiter.py", Arbiter.run, "self.murder_workers()\n                self.manage_workers()"),
     ("arbiter.py", Arbiter.wait_for_signals, "self.SIG_QUEUE.get(block=True, timeout=timeout)"),
     ("arbiter.py", Arbiter.spawn_worker, "worker = self.worker_class(self.worker_age, self.pid, self.LISTENERS,"),
