@@ -726,7 +726,23 @@ def whole(stack: SwarmStack) -> None:
     """All machines are on again, and each has what it should."""
     stack.cluster.settle()
     for node in stack.cluster.nodes:
-        until(f"{node.name} serves itself", lambda: serves_itself(node), 4 * DEADLINE)  # noqa: B023
+        try:
+            until(f"{node.name} serves itself", lambda: serves_itself(node), 4 * DEADLINE)  # noqa: B023
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{what_runs(stack, node)}") from None
+
+
+def what_runs(stack: SwarmStack, node: Node) -> str:
+    """What the swarm and this node's engine say of its containers."""
+    names = [f"{stack.project}_{service}" for service in ("app", "nginx")]
+    told = [
+        node.docker("node", "ls", check=False),
+        stack.cluster.manager.docker("service", "ps", "--no-trunc", *names, check=False),
+        node.docker("ps", "--all", "--no-trunc", check=False),
+        *(node.docker("logs", "--tail", "5", id, check=False) for id in node.docker("ps", "--quiet").split()),
+        *(node.folder / "log").read_text().splitlines()[-20:],
+    ]
+    return "\n".join(told)
 
 
 def assert_only_the_dead_ones_were_lost(running: OpenLoop, *dead: Node) -> None:
