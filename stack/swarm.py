@@ -22,14 +22,13 @@ from typing import Any
 from cryptography.fernet import Fernet
 
 from app.server import budget, space
-from stack import certificate, compose, static
+from stack import certificate, cluster, compose, static
 from stack.alone import alone
 from stack.console import Failure, app_fault, say, wait_for
 from stack.settings import ROOT, StackSettings, project
 from stack.stackfile import (
     REPORTS,
     StackFile,
-    bytes_of,
     generate,
     give,
     load_configuration,
@@ -39,68 +38,8 @@ from stack.stackfile import (
 
 # States of a task whose container does not run any more.
 ENDED = ("complete", "shutdown", "failed", "rejected", "orphaned", "remove")
-PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
-NAMESPACE = "com.docker.stack.namespace"
 # How long a key that Swarm keeps is in use. Who gets that of tickets can read what clients of TLS 1.2 said meanwhile.
 KEY_DAYS = 7
-NO_NEW_PRIVILEGES = (
-    'no-new-privileges is not set for its engine, and Swarm sets it for no service: put {"no-new-privileges": true} '
-    "into /etc/docker/daemon.json there and restart the engine (docs/cluster.md)"
-)
-
-
-def _docker(*arguments: str, check: bool = True, text: str | None = None) -> str:
-    try:
-        done = subprocess.run(["docker", *arguments], input=text, capture_output=True, text=True, timeout=900)
-    except FileNotFoundError:
-        raise Failure("no docker command is installed here; WAY=swarm takes one (docs/cluster.md)") from None
-    if done.returncode and check:
-        said = (done.stderr.strip() or "failed").splitlines()[-1]
-        raise Failure(f"docker {' '.join(arguments[:3])}: {said}")
-    return done.stdout
-
-
-def _json(*arguments: str) -> Any:
-    return json.loads(_docker(*arguments))
-
-
-def _where() -> str:
-    return os.environ.get("DOCKER_HOST") or f"context {_docker('context', 'show').strip()}"
-
-
-def manager() -> list[dict[str, Any]]:
-    """The nodes, as the manager knows them. Raises Failure with a line where no manager answers that may decide."""
-    asked = subprocess.run(["docker", "info", "--format", "{{json .Swarm}}"], capture_output=True, text=True)
-    if asked.returncode or not asked.stdout.startswith("{"):
-        raise Failure(f"{_where()}: no engine answers; set DOCKER_HOST=ssh://user@manager, or choose a Docker context")
-    swarm = json.loads(asked.stdout)
-    if swarm["LocalNodeState"] not in ("active", "locked") and not swarm.get("ControlAvailable"):
-        raise Failure(f"{_where()}: this engine is in no swarm; docker swarm init makes one (docs/cluster.md)")
-    if not swarm.get("ControlAvailable"):
-        managers = ", ".join(each["Addr"].rpartition(":")[0] for each in swarm.get("RemoteManagers") or [])
-        raise Failure(f"{_where()}: this node is a worker; ask a manager: {managers}")
-    listed = subprocess.run(["docker", "node", "ls", "--quiet"], capture_output=True, text=True)
-    if listed.returncode:
-        raise Failure(
-            "the swarm has no leader: more than half of its managers must answer. What runs, serves on; nothing can be "
-            "deployed until they are back (docs/cluster.md)"
-        )
-    found: list[dict[str, Any]] = _json("node", "inspect", *listed.stdout.split())
-    return found
-
-
-def _here() -> str:
-    """The id of the node that is asked."""
-    return _docker("info", "--format", "{{.Swarm.NodeID}}").strip()
-
-
-def _serving(nodes: list[dict[str, Any]]) -> dict[str, str]:
-    """The names of the nodes that take containers now, by their ids."""
-    return {
-        node["ID"]: node["Description"]["Hostname"]
-        for node in nodes
-        if node["Status"]["State"] == "ready" and node["Spec"]["Availability"] == "active"
-    }
 
 
 def _configuration(settings: StackSettings, nodes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -144,97 +83,15 @@ def _configuration(settings: StackSettings, nodes: list[dict[str, Any]]) -> dict
 
 def _asks_the_ca(nodes: list[dict[str, Any]]) -> str:
     """The node that does so far, or else the manager that is asked, or any: one that takes containers."""
-    serving = _serving(nodes)
+    serving = cluster.serving(nodes)
     so_far = [
         constraint.removeprefix("node.id == ")
-        for service in _services()
+        for service in cluster.services()
         if service["Spec"]["Name"] == f"{project()}_acme"
         for constraint in service["Spec"]["TaskTemplate"]["Placement"].get("Constraints") or []
     ]
-    here = _here()
+    here = cluster.here()
     return next((node for node in (*so_far, here, *serving) if node in serving), here)
-
-
-def check_nodes(nodes: list[dict[str, Any]], made: StackFile) -> None:
-    """Raises Failure where a node cannot run its part: its memory."""
-    needs = 0
-    for service in made.document["services"].values():
-        if service["deploy"].get("mode") == "global":
-            limits = service["deploy"].get("resources", {}).get("limits", {})
-            twice = service["deploy"]["update_config"]["order"] == "start-first"
-            needs += bytes_of(str(limits.get("memory", 0))) * (1 + twice)
-    for node in nodes:
-        has = node["Description"]["Resources"]["MemoryBytes"]
-        if node["ID"] in _serving(nodes) and has < needs:
-            raise Failure(
-                f"{node['Description']['Hostname']} has {has >> 20} MiB of memory, and its part of the stack may take "
-                f"{needs >> 20} MiB, with the app twice while it is replaced: lower NGINX_MEMORY and APP_MEMORY "
-                "(docs/limits.md), or drain that node"
-            )
-
-
-def check_platforms(nodes: list[dict[str, Any]], image: str, platform: str) -> None:
-    """Raises Failure where a node has another architecture than the image."""
-    for node in nodes:
-        has = node["Description"]["Platform"]["Architecture"]
-        if node["ID"] in _serving(nodes) and PLATFORMS.get(has, has) != platform:
-            raise Failure(
-                f"{node['Description']['Hostname']} is {PLATFORMS.get(has, has)}, and {image} is for {platform}: drain "
-                "that node, or build on a machine of its kind"
-            )
-
-
-def _wants_no_new_privileges(config: dict[str, Any]) -> bool:
-    """`docker stack deploy` drops it, so the engines have to say it for all containers."""
-    return any("no-new-privileges:true" in (s.get("security_opt") or []) for s in config["services"].values())
-
-
-def _check_engine(config: dict[str, Any]) -> None:
-    """The manager's, at once. No manager knows how the other engines are set: _try_on_all_nodes sees."""
-    has = _docker("info", "--format", "{{.SecurityOptions}}")
-    if _wants_no_new_privileges(config) and "no-new-privileges" not in has:
-        raise Failure(f"{_where()}: {NO_NEW_PRIVILEGES}")
-
-
-def _try_on_all_nodes(image: str, no_new_privileges: bool, settings: StackSettings) -> None:
-    """Each node pulls the app's image and runs a word in it. Raises Failure for the node that cannot, or may do more.
-
-    Before anything is replaced: a node that fails later has been half updated.
-    """
-    service = f"{project()}_trial"
-    look = "import sys; sys.exit('NoNewPrivs:\\t1' not in open('/proc/self/status').read())"
-    _docker("service", "rm", service, check=False)
-    options = ["--detach", "--quiet", "--with-registry-auth", "--mode", "global-job", "--restart-condition", "none"]
-    command = ["python", "-c", look if no_new_privileges else ""]
-    _docker("service", "create", *options, "--name", service, image, *command)
-    seconds = settings.ready_seconds + settings.stop_grace_seconds
-    end, done = time.monotonic() + seconds, set[str]()
-    try:
-        while True:
-            nodes, tasks = _serving(manager()), _tasks(service)
-            for task in tasks:
-                state, name = task["Status"]["State"], nodes.get(task.get("NodeID", ""), "")
-                if state == "failed" and task["Status"].get("ContainerStatus", {}).get("ExitCode") == 1 and name:
-                    raise Failure(f"{name}: {NO_NEW_PRIVILEGES}")
-                if state in ("failed", "rejected") and name:
-                    raise Failure(f"{name} cannot run {image}: {task['Status'].get('Err', 'it has ended')}")
-            well = {task["NodeID"] for task in tasks if task["Status"]["State"] == "complete"}
-            if set(nodes) <= well:
-                return
-            if well - done:
-                done, end = done | well, time.monotonic() + seconds
-            if time.monotonic() > end:
-                lacking = ", ".join(nodes[node] for node in set(nodes) - well)
-                raise Failure(f"{lacking}: {image} was not pulled and run within {seconds:g} s; nothing is changed")
-            time.sleep(0.2)
-    finally:
-        _docker("service", "rm", service, check=False)
-
-
-def _services(stack: str = "") -> list[dict[str, Any]]:
-    ids = _docker("service", "ls", "--quiet", "--filter", f"label={NAMESPACE}={stack or project()}").split()
-    found: list[dict[str, Any]] = _json("service", "inspect", *ids) if ids else []
-    return found
 
 
 def repository(settings: StackSettings, service: str) -> str:
@@ -244,7 +101,7 @@ def repository(settings: StackSettings, service: str) -> str:
 
 def _check_name(settings: StackSettings) -> bool:
     """Whether the stack is new. Raises Failure where another one has its name."""
-    running = {s["Spec"]["Name"]: s["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] for s in _services()}
+    running = {s["Spec"]["Name"]: s["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] for s in cluster.services()}
     mine = running.get(f"{project()}_app", "").startswith(f"{repository(settings, 'app')}:")
     if running and not mine:
         raise Failure(
@@ -265,13 +122,13 @@ def _only_deploy() -> Iterator[None]:
     if created.returncode:
         if "AlreadyExists" not in created.stderr:
             raise Failure(created.stderr.strip())
-        other = _docker("config", "inspect", "--format", "{{json .Spec.Data}}", name, check=False).strip()
+        other = cluster.docker("config", "inspect", "--format", "{{json .Spec.Data}}", name, check=False).strip()
         said = base64.b64decode(other.strip('"')).decode() if other else "somebody"
         raise Failure(f"another deploy of {project()} runs: {said}; where that has died: docker config rm {name}")
     try:
         yield
     finally:
-        _docker("config", "rm", name, check=False)
+        cluster.docker("config", "rm", name, check=False)
 
 
 def _build(config: dict[str, Any], settings: StackSettings, left_out: dict[str, str]) -> dict[str, str]:
@@ -322,7 +179,7 @@ def _pinned(image: str) -> str:
     pulled = subprocess.run(["docker", "pull", "--quiet", image], capture_output=True, text=True)
     if pulled.returncode:
         raise Failure(f"{image}: the manager cannot pull it: {pulled.stderr.strip().splitlines()[-1]}")
-    for digest in _json("image", "inspect", "--format", "{{json .RepoDigests}}", image):
+    for digest in cluster.docker_json("image", "inspect", "--format", "{{json .RepoDigests}}", image):
         if digest.startswith(image.rpartition(":")[0] + "@"):
             return f"{image}@{digest.partition('@')[2]}"
     raise Failure(f"{image}: the registry gave no digest")
@@ -331,20 +188,22 @@ def _pinned(image: str) -> str:
 def deploy(settings: StackSettings) -> None:
     """Build, push, replace node by node, take back what does not get ready. Raises Failure; the old serves on then."""
     with alone():
-        nodes = manager()
+        nodes = cluster.nodes()
         config = _configuration(settings, nodes)
         made = generate(config, {})
-        _check_engine(config)
-        check_nodes(nodes, made)
+        cluster.check_engine(config)
+        cluster.check_nodes(nodes, made)
         fresh = _check_name(settings)
-        if not _serving(nodes):
+        if not cluster.serving(nodes):
             raise Failure("no node takes containers: all are drained or down; docker node ls shows them")
         with _only_deploy():
             images = _build(config, settings, made.left_out)
             for image in sorted(set(images.values())):
-                platform = _docker("image", "inspect", "--format", "{{.Architecture}}", image.partition("@")[0]).strip()
-                check_platforms(nodes, image.partition("@")[0], platform)
-            _try_on_all_nodes(images["app"], _wants_no_new_privileges(config), settings)
+                platform = cluster.docker(
+                    "image", "inspect", "--format", "{{.Architecture}}", image.partition("@")[0]
+                ).strip()
+                cluster.check_platforms(nodes, image.partition("@")[0], platform)
+            cluster.try_on_all_nodes(images["app"], cluster.wants_no_new_privileges(config), settings)
             if settings.tls != "off":
                 # The 80 bytes that nginx wants.
                 key = _key("ticket-key", secrets.token_urlsafe(60))
@@ -381,10 +240,10 @@ def _key(kind: str, new: str) -> str:
     oldest, newest = (
         prefix + time.strftime("%Y%m%d-%H%M%S", time.gmtime(moment)) for moment in (now - KEY_DAYS * 86_400, now)
     )
-    listed = _docker("secret", "ls", "--filter", f"name={prefix}", "--format", "{{.Name}}").split()
+    listed = cluster.docker("secret", "ls", "--filter", f"name={prefix}", "--format", "{{.Name}}").split()
     if fresh := [name for name in listed if oldest < name <= newest]:
         return max(fresh)
-    _docker("secret", "create", "--label", f"{NAMESPACE}={project()}", newest, "-", text=new)
+    cluster.docker("secret", "create", "--label", f"{cluster.NAMESPACE}={project()}", newest, "-", text=new)
     return newest
 
 
@@ -398,7 +257,7 @@ def _deploy_in_steps(made: StackFile, settings: StackSettings, fresh: bool) -> N
         finally:
             if "app" in step and settings.cache_mb and not fresh:
                 # What nginx keeps may be other code's. No manager reaches into a node's container: a new one is empty.
-                _docker("service", "update", "--detach", "--force", f"{project()}_nginx")
+                cluster.docker("service", "update", "--detach", "--force", f"{project()}_nginx")
     # All of it once more, which changes nothing: what has gone from the file goes from the swarm.
     _stack_deploy(made.part(made.lasting()), "--prune")
 
@@ -407,7 +266,7 @@ def _stack_deploy(text: str, *options: str, stack: str = "") -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(text)
         file.flush()
-        _docker(
+        cluster.docker(
             "stack",
             "deploy",
             "--detach=true",
@@ -417,15 +276,6 @@ def _stack_deploy(text: str, *options: str, stack: str = "") -> None:
             file.name,
             stack or project(),
         )
-
-
-def _tasks(service: str) -> list[dict[str, Any]]:
-    ids = _docker("service", "ps", "--quiet", "--no-trunc", service).split()
-    if not ids:
-        return []
-    # One that is just gone is not found, and fails the command that shows the others all the same.
-    found: list[dict[str, Any]] = json.loads(_docker("inspect", "--type", "task", *ids, check=False) or "[]")
-    return found
 
 
 def _version(template: dict[str, Any]) -> Any:
@@ -443,14 +293,13 @@ def _watch(name: str, settings: StackSettings, *, once: bool) -> None:
     seconds = settings.ready_seconds + settings.stop_grace_seconds
     if once:
         seconds = settings.app_migrate_seconds + settings.ready_seconds
-    end = time.monotonic() + seconds
-    seen: set[str] = set()
+    patience = cluster.Patience(seconds)
     while True:
-        found = _json("service", "inspect", service)[0]
+        found = cluster.docker_json("service", "inspect", service)[0]
         state = (found.get("UpdateStatus") or {}).get("State", "")
         wanted = _version(found["Spec"]["TaskTemplate"])
-        nodes = _serving(manager())
-        tasks = _tasks(service)
+        nodes = cluster.serving(cluster.nodes())
+        tasks = cluster.tasks(service)
         mine = [task for task in tasks if _version(task["Spec"]) == wanted]
         well = {
             task["NodeID"]
@@ -458,13 +307,11 @@ def _watch(name: str, settings: StackSettings, *, once: bool) -> None:
             if task["Status"]["State"] == ("complete" if once else "running")
             and (once or task["DesiredState"] == "running")
         }
-        for node in well - seen:
+        for node in patience.note(well):
             say(f"{name} on {nodes.get(node, node)}: {'done' if once else 'runs'}")
-            end = time.monotonic() + seconds  # for the next one
-        seen |= well
         bad = [task for task in mine if task["Status"]["State"] in ("failed", "rejected")]
         if state.startswith("rollback"):
-            end = _until_rolled_back(service, seconds)
+            _until_rolled_back(service, seconds)
             _show_failed(service)
             raise Failure(f"{name}: the new version does not start or does not get ready{_why(service)}; rolled back")
         if state in ("paused", "rollback_paused") or (bad and (once or not state) and not well):
@@ -475,27 +322,26 @@ def _watch(name: str, settings: StackSettings, *, once: bool) -> None:
         enough = set(nodes) <= well if everywhere and not once else len(well) >= min(count, 1)
         if enough and state in ("", "completed"):
             return
-        if time.monotonic() > end:
+        if patience.is_over():
             _show_failed(service)
-            lacking = ", ".join(nodes[node] for node in set(nodes) - well)
-            raise Failure(
-                f"{name}: not ready within {seconds:g} s on {lacking or 'any node'}; docker service ps {service}"
-            )
+            lacking = ", ".join(nodes[node] for node in set(nodes) - well) or "any node"
+            raise Failure(f"{name}: not ready within {seconds:g} s on {lacking}; docker service ps {service}")
         time.sleep(0.3)
 
 
-def _until_rolled_back(service: str, seconds: float) -> float:
+def _until_rolled_back(service: str, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        state = (_json("service", "inspect", service)[0].get("UpdateStatus") or {}).get("State", "")
+        state = (cluster.docker_json("service", "inspect", service)[0].get("UpdateStatus") or {}).get("State", "")
         if state in ("rollback_completed", "rollback_paused"):
-            break
+            return
         time.sleep(0.3)
-    return end
 
 
 def _failed(service: str) -> list[dict[str, Any]]:
-    tasks = [task for task in _tasks(service) if task["Status"].get("Err") or task["Status"]["State"] == "failed"]
+    tasks = [
+        task for task in cluster.tasks(service) if task["Status"].get("Err") or task["Status"]["State"] == "failed"
+    ]
     return sorted(tasks, key=lambda task: str(task["CreatedAt"]))[-1:]
 
 
@@ -520,20 +366,22 @@ def _show_failed(service: str) -> None:
 
 def _remove_unused() -> None:
     """Configs and secrets that neither the services nor their version before name."""
-    used = json.dumps(_services())
+    used = json.dumps(cluster.services())
     for kind in ("config", "secret"):
-        listed = _docker(kind, "ls", "--filter", f"label={NAMESPACE}={project()}", "--format", "{{.Name}}").split()
+        listed = cluster.docker(
+            kind, "ls", "--filter", f"label={cluster.NAMESPACE}={project()}", "--format", "{{.Name}}"
+        ).split()
         if unused := [name for name in listed if json.dumps(name) not in used]:
-            _docker(kind, "rm", *unused, check=False)
+            cluster.docker(kind, "rm", *unused, check=False)
 
 
 def _remove(settings: StackSettings, stack: str = "") -> None:
     """The stack, with a wait for the end of its containers: that of docker stack rm itself may have no end."""
-    tasks = [task["ID"] for service in _services(stack) for task in _tasks(service["Spec"]["Name"])]
-    _docker("stack", "rm", "--detach=true", stack or project(), check=False)
+    tasks = [task["ID"] for service in cluster.services(stack) for task in cluster.tasks(service["Spec"]["Name"])]
+    cluster.docker("stack", "rm", "--detach=true", stack or project(), check=False)
     end = time.monotonic() + settings.stop_grace_seconds + 10
     while tasks and time.monotonic() < end:
-        found = json.loads(_docker("inspect", "--type", "task", *tasks, check=False) or "[]")
+        found = json.loads(cluster.docker("inspect", "--type", "task", *tasks, check=False) or "[]")
         tasks = [task["ID"] for task in found if task["Status"]["State"] not in ENDED]
         time.sleep(0.2)
 
@@ -544,19 +392,19 @@ def up(settings: StackSettings, table: dict[str, str]) -> None:
 
 
 def down(settings: StackSettings) -> None:
-    manager()
+    cluster.check_manager()
     _remove(settings)
 
 
 def ps() -> None:
-    manager()
+    cluster.check_manager()
     subprocess.run(["docker", "node", "ls"])
     subprocess.run(["docker", "stack", "ps", "--filter", "desired-state=running", project()])
 
 
 def logs() -> None:
     """Of nginx and the app on all nodes, each line with its node."""
-    manager()
+    cluster.check_manager()
     command = ["docker", "service", "logs", "--follow", "--tail", "100"]
     both = [subprocess.Popen([*command, f"{project()}_{name}"]) for name in ("app", "nginx")]
     try:
@@ -569,7 +417,7 @@ def logs() -> None:
 
 def log_lines() -> Iterator[tuple[str, str]]:
     """All that nginx and the app have logged on the nodes that answer, each line with its tier."""
-    manager()
+    cluster.check_manager()
     for tier in ("app", "nginx"):
         # The app logs to its error output.
         command = ["docker", "service", "logs", "--raw", f"{project()}_{tier}"]
@@ -578,8 +426,8 @@ def log_lines() -> Iterator[tuple[str, str]]:
 
 
 def running() -> bool:
-    manager()
-    return bool(_services())
+    cluster.check_manager()
+    return bool(cluster.services())
 
 
 def reload(settings: StackSettings, table: dict[str, str]) -> None:
@@ -589,13 +437,13 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
 
 def check(settings: StackSettings) -> str:
     """What a deploy looks at before it changes anything. Raises Failure with a line."""
-    nodes = manager()
+    nodes = cluster.nodes()
     config = _configuration(settings, nodes)
     made = generate(config, {})
-    _check_engine(config)
-    check_nodes(nodes, made)
+    cluster.check_engine(config)
+    cluster.check_nodes(nodes, made)
     _check_name(settings)
-    return f"{len(_serving(nodes))} of {len(nodes)} nodes take containers"
+    return f"{len(cluster.serving(nodes))} of {len(nodes)} nodes take containers"
 
 
 def loadtest(settings: StackSettings, table: dict[str, str]) -> int:
@@ -603,11 +451,13 @@ def loadtest(settings: StackSettings, table: dict[str, str]) -> int:
 
     A stack beside the stack, on the network of nginx: no port of it is published, and the master has no web UI.
     """
-    nodes, here = manager(), _here()
-    if here not in _serving(nodes):
-        raise Failure(f"{_where()}: this manager takes no containers, and the report is fetched from it; ask another")
+    nodes, here = cluster.nodes(), cluster.here()
+    if here not in cluster.serving(nodes):
+        raise Failure(
+            f"{cluster.where()}: this manager takes no containers, and the report is fetched from it; ask another"
+        )
     stack = f"{project()}_loadtest"
-    if _services(stack):
+    if cluster.services(stack):
         raise Failure(f"another load test of {project()} runs; where that has died: docker stack rm {stack}")
     if settings.tls != "off":
         # As Compose does. An empty one: public CAs alone are trusted.
@@ -618,17 +468,17 @@ def loadtest(settings: StackSettings, table: dict[str, str]) -> int:
 
     def master() -> str:
         states = ("--filter", "status=running", "--filter", "status=exited")
-        return _docker("ps", "--all", "--quiet", "--no-trunc", "--filter", of_master, *states).strip()
+        return cluster.docker("ps", "--all", "--quiet", "--no-trunc", "--filter", of_master, *states).strip()
 
     try:
         _stack_deploy(made.part(made.lasting() + made.once), stack=stack)
         wait_for("the start of Locust's master", lambda: bool(master()), settings.ready_seconds)
         container = master().split()[0]
         subprocess.run(["docker", "logs", "--follow", container])
-        status = int(_docker("inspect", "--format", "{{.State.ExitCode}}", container))
+        status = int(cluster.docker("inspect", "--format", "{{.State.ExitCode}}", container))
         reports = ROOT / "reports"
         reports.mkdir(exist_ok=True)
-        _docker("cp", f"{container}:{REPORTS}/.", str(reports), check=status < 2)
+        cluster.docker("cp", f"{container}:{REPORTS}/.", str(reports), check=status < 2)
         return status
     finally:
         _remove(settings, stack)

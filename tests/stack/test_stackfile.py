@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.server.settings import SettingsError, read
-from stack import swarm
+from stack import cluster, swarm
 from stack.console import Failure
 from stack.settings import GIVEN, StackSettings, rows
 from stack.stackfile import generate, put_into_image
@@ -128,12 +128,12 @@ def node(name: str, memory: int = 1 << 40, architecture: str = "x86_64", state: 
 
 def test_a_node_that_cannot_run_its_part_is_named() -> None:
     made = generate(config(app={"deploy": {"resources": {"limits": {"memory": str(600 << 20)}}}}), {})
-    swarm.check_nodes([node("a"), node("off", memory=1, state="down")], made)
+    cluster.check_nodes([node("a"), node("off", memory=1, state="down")], made)
     with pytest.raises(Failure, match=r"^small has 1024 MiB of memory, and its part of the stack may take 1200 MiB"):
-        swarm.check_nodes([node("a"), node("small", memory=1 << 30)], made)
-    swarm.check_platforms([node("a")], "x", "amd64")
+        cluster.check_nodes([node("a"), node("small", memory=1 << 30)], made)
+    cluster.check_platforms([node("a")], "x", "amd64")
     with pytest.raises(Failure, match=r"^arm is arm64, and x is for amd64"):
-        swarm.check_platforms([node("a"), node("arm", architecture="aarch64")], "x", "amd64")
+        cluster.check_platforms([node("a"), node("arm", architecture="aarch64")], "x", "amd64")
 
 
 def test_the_image_is_in_the_registry_that_the_row_names(monkeypatch: pytest.MonkeyPatch) -> None:
