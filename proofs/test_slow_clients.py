@@ -7,13 +7,13 @@ import select
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from proofs.conftest import started
+from proofs.sockets import tcp_sockets
 from proofs.stack import Stack
 
 pytestmark = pytest.mark.xdist_group("native")
@@ -177,9 +177,4 @@ def readers_logged(stack: Stack) -> int:
 
 def unsent(stack: Stack) -> int:
     """Bytes in the kernel on nginx's ends of connections to clients."""
-    held = 0
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, _, _, queues, *_ = line.split()
-        if local.endswith(f":{stack.http_port:04X}"):
-            held += int(queues.partition(":")[0], 16)
-    return held
+    return sum(one.unsent for one in tcp_sockets() if one.port == stack.http_port)

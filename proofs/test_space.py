@@ -22,6 +22,7 @@ from dotenv import dotenv_values
 from app.server import space
 from proofs.conftest import require_engine, started
 from proofs.open_loop import OpenLoop
+from proofs.sockets import ESTABLISHED, TcpSocket, tcp_sockets
 from proofs.stack import ROOT, SMALL_BUDGET, Stack, until
 from proofs.test_slow_clients import Clients
 from proofs.test_upstream import nginx_processes
@@ -307,9 +308,8 @@ def test_the_kernel_keeps_little_of_what_nobody_reads(committed: Stack) -> None:
 
 def queues(ports: set[int]) -> tuple[int, int]:
     """The most bytes that the kernel keeps of a connection of these ports: to be sent, and to be read."""
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    found = [line[4].split(":") for line in lines if int(line[1].rpartition(":")[2], 16) in ports and line[3] == "01"]
-    return max(int(sent, 16) for sent, _ in found), max(int(read, 16) for _, read in found)
+    found = [one for one in tcp_sockets() if one.port in ports and one.state == ESTABLISHED]
+    return max(one.unsent for one in found), max(one.unread for one in found)
 
 
 @natively
@@ -336,11 +336,10 @@ def settled(measure: Callable[[], float]) -> float:
     return last
 
 
-def upstream_connections(stack: Stack) -> list[str]:
+def upstream_connections(stack: Stack) -> list[TcpSocket]:
     """nginx's ends of its connections to the app."""
-    ports = {f"{stack.app_port + n:04X}" for n in range(int(stack.rows["WORKERS"]))}
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    return [line for line in lines if line.split()[2].rpartition(":")[2] in ports and line.split()[3] == "01"]
+    ports = range(stack.app_port, stack.app_port + int(stack.rows["WORKERS"]))
+    return [one for one in tcp_sockets() if one.peer_port in ports and one.state == ESTABLISHED]
 
 
 # --- Streams ----------------------------------------------------------------------------------------------------

@@ -767,8 +767,9 @@ def test_a_cable_that_is_cut_loses_only_what_was_in_flight_there(swarm: SwarmSta
 
 
 def test_a_power_cut_loses_only_what_was_in_flight_there(swarm: SwarmStack) -> None:
-    """A deploy meanwhile ends, and the node has the new version on its return."""
-    node = next(n for n in swarm.cluster.nodes[1:] if n is not swarm.cluster.leader())
+    """The leader's. A deploy meanwhile waits for another one, and the node has the new version on its return."""
+    node = swarm.cluster.leader()
+    swarm.ask(next(n for n in swarm.cluster.nodes if n is not node))
     with load(swarm) as running:
         node.kill()
         said = swarm.deploy()

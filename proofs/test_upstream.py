@@ -16,6 +16,7 @@ import pytest
 
 from app.server.settings import read
 from proofs.conftest import started
+from proofs.sockets import ESTABLISHED, TIME_WAIT, tcp_sockets
 from proofs.stack import SMALL_BUDGET, Stack, until
 from stack import native
 from stack.render import render
@@ -79,16 +80,11 @@ def seen(stack: Stack, headers: dict[str, str] | None = None, path: str = "/") -
     return found | {"headers": dict(found["headers"])}
 
 
-def connections(stack: Stack, states: Sequence[str] = ("01", "06")) -> set[str]:
-    """nginx's ends of the connections to the app, as the kernel knows them: open (01), or lately closed (06)."""
-    ports = {f"{stack.app_port + i:04X}" for i in range(int(stack.rows["WORKERS"]))}
-    found = set()
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, remote, state, *_ = line.split()
-        ends = (local.partition(":")[2], remote.partition(":")[2])
-        if state in states and ports & set(ends):
-            found.add(next(end for end in ends if end not in ports))
-    return found
+def connections(stack: Stack, states: Sequence[int] = (ESTABLISHED, TIME_WAIT)) -> set[int]:
+    """nginx's ports in the connections to the app, as the kernel knows them: open, or lately closed by either side."""
+    ports = set(range(stack.app_port, stack.app_port + int(stack.rows["WORKERS"])))
+    ends = [{one.port, one.peer_port} for one in tcp_sockets() if one.state in states]
+    return {(pair - ports).pop() for pair in ends if pair & ports}
 
 
 # --- What the app gets ------------------------------------------------------------------------------------------
@@ -164,7 +160,7 @@ def test_requests_share_connections_to_the_app(echo: Stack) -> None:
 def test_nginx_closes_idle_connections_long_before_the_app_would(echo: Stack) -> None:
     seen(echo)
     end = time.monotonic() + 10 * int(echo.rows["UPSTREAM_KEEPALIVE_SECONDS"])
-    while (still := len(connections(echo, ["01"]))) and time.monotonic() < end:
+    while (still := len(connections(echo, [ESTABLISHED]))) and time.monotonic() < end:
         time.sleep(0.1)
     assert not still, f"{still} idle connections to the app are still open after ten times their time"
 

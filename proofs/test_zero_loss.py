@@ -21,6 +21,7 @@ from proofs import events, open_loop, zero_loss
 from proofs.conftest import require_engine, started
 from proofs.events import RATE
 from proofs.open_loop import BODY, OpenLoop, volleys
+from proofs.sockets import SYN_SENT, tcp_sockets
 from proofs.stack import DEADLINE, PATIENT_BUDGET, SMALL_BUDGET, Stack, alive, until
 from stack.settings import GIVEN, StackSettings, faults, rows
 
@@ -171,8 +172,8 @@ def test_nothing_is_lost_when_the_list_of_replicas_changes_more_than_once_under_
 
         def tried() -> set[str]:
             """The addresses that nginx is connecting to."""
-            lines = [line.split() for line in events.docker("exec", nginx, "cat", "/proc/net/tcp").splitlines()[1:]]
-            return {address(there) for _, _, there, state, *_ in lines if state == "02"}
+            found = tcp_sockets(events.docker("exec", nginx, "cat", "/proc/net/tcp"))
+            return {one.peer for one in found if one.state == SYN_SENT}
 
         def listed(container: str) -> bool:
             """Whether nginx has it for a new request."""
@@ -210,11 +211,6 @@ def test_nothing_is_lost_when_the_list_of_replicas_changes_more_than_once_under_
         line = until("its line in the log", lambda: [x for x in stack.access_log() if x["method"] == "POST"])[0]
         assert answer.status_code == 201, json.dumps(line)
         assert line["upstream"].count(", app : ") == 2, line
-
-
-def address(kernels: str) -> str:
-    """192.0.2.1 of 010200C0:1F40, as the kernel's tables have it on a little-endian machine."""
-    return socket.inet_ntoa(bytes.fromhex(kernels.partition(":")[0])[::-1])
 
 
 def test_nothing_is_lost_when_a_replica_is_stopped(two: Stack) -> None:

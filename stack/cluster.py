@@ -17,6 +17,9 @@ from stack.stackfile import StackFile, bytes_of
 
 PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
 NAMESPACE = "com.docker.stack.namespace"
+# The leader that dies, and a manager that comes back, set off an election: 10 to 45 s without a leader.
+ELECTION_SECONDS = 45
+LEADERLESS = ("does not have a leader", "code = Unavailable", "code = DeadlineExceeded")
 NO_NEW_PRIVILEGES = (
     'no-new-privileges is not set for its engine, and Swarm sets it for no service: put {"no-new-privileges": true} '
     "into /etc/docker/daemon.json there and restart the engine (docs/cluster.md)"
@@ -24,10 +27,16 @@ NO_NEW_PRIVILEGES = (
 
 
 def docker(*arguments: str, check: bool = True, text: str | None = None) -> str:
-    try:
-        done = subprocess.run(["docker", *arguments], input=text, capture_output=True, text=True, timeout=900)
-    except FileNotFoundError:
-        raise Failure("no docker command is installed here; WAY=swarm takes one (docs/cluster.md)") from None
+    """What the command prints. While the managers elect a leader it is tried again, and nothing has been done."""
+    end = time.monotonic() + ELECTION_SECONDS
+    while True:
+        try:
+            done = subprocess.run(["docker", *arguments], input=text, capture_output=True, text=True, timeout=900)
+        except FileNotFoundError:
+            raise Failure("no docker command is installed here; WAY=swarm takes one (docs/cluster.md)") from None
+        if not done.returncode or not any(word in done.stderr for word in LEADERLESS) or time.monotonic() > end:
+            break
+        time.sleep(1)
     if done.returncode and check:
         said = (done.stderr.strip() or "failed").splitlines()[-1]
         raise Failure(f"docker {' '.join(arguments[:3])}: {said}")
@@ -53,19 +62,26 @@ def check_manager() -> list[str]:
     if not swarm.get("ControlAvailable"):
         managers = ", ".join(each["Addr"].rpartition(":")[0] for each in swarm.get("RemoteManagers") or [])
         raise Failure(f"{where()}: this node is a worker; ask a manager: {managers}")
-    listed = subprocess.run(["docker", "node", "ls", "--quiet"], capture_output=True, text=True)
-    if listed.returncode:
+    ids = docker("node", "ls", "--quiet", check=False).split()
+    if not ids:
         raise Failure(
             "the swarm has no leader: more than half of its managers must answer. What runs, serves on; nothing can be "
             "deployed until they are back (docs/cluster.md)"
         )
-    return listed.stdout.split()
+    return ids
 
 
 def nodes() -> list[dict[str, Any]]:
-    """As the manager knows them. Raises Failure where none answers that may decide."""
-    found: list[dict[str, Any]] = docker_json("node", "inspect", *check_manager())
-    return found
+    """As the manager knows them. Raises Failure where none answers that may decide.
+
+    A new leader has to hear of each node, or not to for some 15 s: an update would wait for an unknown one for good.
+    """
+    end = time.monotonic() + ELECTION_SECONDS
+    while True:
+        found: list[dict[str, Any]] = docker_json("node", "inspect", *check_manager())
+        if all(node["Status"]["State"] != "unknown" for node in found) or time.monotonic() > end:
+            return found
+        time.sleep(1)
 
 
 def here() -> str:

@@ -288,7 +288,10 @@ def _version(template: dict[str, Any]) -> Any:
 
 
 def _watch(name: str, settings: StackSettings, *, once: bool) -> None:
-    """Until each node that takes containers runs the service as it is now. Raises Failure where that fails."""
+    """Until each node that takes containers runs the service as it is now, and as it was no more.
+
+    Raises Failure where that fails.
+    """
     service = f"{project()}_{name}"
     seconds = settings.ready_seconds + settings.stop_grace_seconds
     if once:
@@ -320,12 +323,17 @@ def _watch(name: str, settings: StackSettings, *, once: bool) -> None:
         everywhere = "Global" in found["Spec"]["Mode"]
         count = 1 if everywhere or once else found["Spec"]["Mode"]["Replicated"]["Replicas"]
         enough = set(nodes) <= well if everywhere and not once else len(well) >= min(count, 1)
-        if enough and state in ("", "completed"):
+        leaving = {
+            task["NodeID"]
+            for task in tasks
+            if task["Status"]["State"] == "running" and task["DesiredState"] != "running" and task["NodeID"] in nodes
+        }
+        if enough and not leaving and state in ("", "completed"):
             return
         if patience.is_over():
             _show_failed(service)
-            lacking = ", ".join(nodes[node] for node in set(nodes) - well) or "any node"
-            raise Failure(f"{name}: not ready within {seconds:g} s on {lacking}; docker service ps {service}")
+            lacking = ", ".join(nodes[node] for node in (set(nodes) - well) | leaving) or "any node"
+            raise Failure(f"{name}: not replaced within {seconds:g} s on {lacking}; docker service ps {service}")
         time.sleep(0.3)
 
 
