@@ -27,7 +27,10 @@ NO_NEW_PRIVILEGES = (
 
 
 def docker(*arguments: str, check: bool = True, text: str | None = None) -> str:
-    """What the command prints. While the managers elect a leader it is tried again, and nothing has been done."""
+    """What the command prints. While the managers elect a leader it is tried again.
+
+    What was done all the same is then refused, as a name that is taken. Raises Failure with the engine's line.
+    """
     end = time.monotonic() + ELECTION_SECONDS
     while True:
         try:
