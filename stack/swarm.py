@@ -185,24 +185,30 @@ def _pinned(image: str) -> str:
     raise Failure(f"{image}: the registry gave no digest")
 
 
+def _checked(settings: StackSettings) -> tuple[list[dict[str, Any]], dict[str, Any], StackFile, bool]:
+    """The nodes, what Compose makes of its files, Swarm's file of that, and whether the stack is new.
+
+    All that is known before anything is changed has been looked at. Raises Failure with a line.
+    """
+    nodes = cluster.nodes()
+    config = _configuration(settings, nodes)
+    made = generate(config, {})
+    cluster.check_engine(config)
+    cluster.check_nodes(nodes, made)
+    return nodes, config, made, _check_name(settings)
+
+
 def deploy(settings: StackSettings) -> None:
     """Build, push, replace node by node, take back what does not get ready. Raises Failure; the old serves on then."""
     with alone():
-        nodes = cluster.nodes()
-        config = _configuration(settings, nodes)
-        made = generate(config, {})
-        cluster.check_engine(config)
-        cluster.check_nodes(nodes, made)
-        fresh = _check_name(settings)
+        nodes, config, made, fresh = _checked(settings)
         if not cluster.serving(nodes):
             raise Failure("no node takes containers: all are drained or down; docker node ls shows them")
         with _only_deploy():
             images = _build(config, settings, made.left_out)
-            for image in sorted(set(images.values())):
-                platform = cluster.docker(
-                    "image", "inspect", "--format", "{{.Architecture}}", image.partition("@")[0]
-                ).strip()
-                cluster.check_platforms(nodes, image.partition("@")[0], platform)
+            for tag in sorted({image.partition("@")[0] for image in images.values()}):
+                platform = cluster.docker("image", "inspect", "--format", "{{.Architecture}}", tag).strip()
+                cluster.check_platforms(nodes, tag, platform)
             cluster.try_on_all_nodes(images["app"], cluster.wants_no_new_privileges(config), settings)
             if settings.tls != "off":
                 # The 80 bytes that nginx wants.
@@ -445,12 +451,7 @@ def reload(settings: StackSettings, table: dict[str, str]) -> None:
 
 def check(settings: StackSettings) -> str:
     """What a deploy looks at before it changes anything. Raises Failure with a line."""
-    nodes = cluster.nodes()
-    config = _configuration(settings, nodes)
-    made = generate(config, {})
-    cluster.check_engine(config)
-    cluster.check_nodes(nodes, made)
-    _check_name(settings)
+    nodes, *_ = _checked(settings)
     return f"{len(cluster.serving(nodes))} of {len(nodes)} nodes take containers"
 
 
