@@ -1,6 +1,6 @@
 """`make bench`: python -m bench [EXPERIMENT...], or --write-docs for docs/measurements.md from the last results.
 
-`make lab`: python -m bench lab [EXPERIMENT...], all experiments within 45 minutes, and a page with pictures of them.
+`make lab`: python -m bench lab [EXPERIMENT...], all experiments within 50 minutes, and a page with pictures of them.
 
 Exit status 0: every goal is met. 1: one is missed. 3: none is missed, but one is undecided, because the bound is within
 the median's confidence interval: run it again when the machine is quiet. 2: an experiment could not run. 130: stopped

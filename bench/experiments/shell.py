@@ -14,7 +14,7 @@ from bench.processes import Bench
 from bench.ratios import Goal
 
 QUESTION = "How much more CPU does a request take with the whole shell around the app?"
-ROUNDS = 8
+ROUNDS = 18
 # One worker, so that the load has a CPU of its own; these keep it busy.
 CONNECTIONS = 32
 GOALS = {"GET": Goal("at most", 1.12), "POST": Goal("at most", 1.08)}

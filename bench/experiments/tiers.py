@@ -29,13 +29,11 @@ GOAL_STRAIGHT, GOAL_ALL = Goal("at most", 1.12), Goal("at most", 1.6)
 UNIX = "Unix sockets"
 NO_LOG, PLAIN, UNBUFFERED = "no access log", "a plain log", "an unbuffered log"
 LOG = " stack buffer=32k flush=1s;"  # how the line of this configuration ends
-UNCOUNTED = "without the live page's counts"
-COUNTS = " count buffer=16k flush=250ms;"
 LOGS = {NO_LOG: "access_log off;", PLAIN: " combined buffer=32k flush=1s;", UNBUFFERED: " stack;"}
 
 
 def seconds() -> float:
-    return 15 + harness.seconds(variants=8 + len(LOGS), rounds=ROUNDS)
+    return 15 + harness.seconds(variants=7 + len(LOGS), rounds=ROUNDS)
 
 
 def run(progress: Progress) -> Result:
@@ -81,7 +79,6 @@ def _add_prices(result: Result, found: Mapping[str, Sequence[Round]]) -> None:
         ("its share in the app: more headers, fewer requests at a time", OURS, STRAIGHT, "app"),
         ("a socket for each worker", OURS, ONE_SOCKET, "app", "nginx"),
         ("the access log", OURS, NO_LOG, "nginx"),
-        ("the live page's counts", OURS, UNCOUNTED, "nginx"),
     ):
         harness.add_price(result, promise, found[with_it], found[without], *tiers)
 
@@ -108,10 +105,6 @@ def _variants(stack: ExitStack, result: Result) -> list[Variant]:
         before = f"access_log {ours.environ['NGINX_ACCESS_LOG']}{LOG}" if name == NO_LOG else LOG
         nginx, url = stack.enter_context(ours.changed_nginx(name.replace(" ", "-"), {before: log}))
         variants.append(Variant(name, url, {"app": app, "nginx": nginx}))
-    nginx, url = stack.enter_context(
-        ours.changed_nginx("uncounted", {f"access_log {ours.environ['NGINX_COUNTS']}{COUNTS}": ""})
-    )
-    variants.append(Variant(UNCOUNTED, url, {"app": app, "nginx": nginx}))
     try:
         variants.append(_over_unix_sockets(stack))
     except CannotRun as error:

@@ -1,4 +1,4 @@
-"""What the observer and the live service take, while a page watches and Prometheus scrapes."""
+"""What the observer, the live service and nginx's lines for it take, while a page watches and Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -8,25 +8,31 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
-from bench import cpu, memory, target
-from bench.harness import Comparison, Progress, Result
+from bench import cpu, harness, memory, target
+from bench.experiments.proxy import REQUEST
+from bench.harness import Comparison, Progress, Result, Variant
 from bench.processes import Bench, CannotRun
 from bench.ratios import Figures, Goal
 
 QUESTION = (
     "What do the observer and the live service take while a page watches, all metrics are scraped each second, and 100 "
-    "requests come in a second?"
+    "requests come in a second? And what do the lines for them cost nginx under full load?"
 )
 ROUNDS = 3
 ROUND_SECONDS = 4.0
 REQUESTS_IN_A_SECOND = 100
-GOALS = {"MB": Goal("at most", 40), "CPU": Goal("at most", 2)}
+COUNTED, UNCOUNTED = "the live page's counts", "none"
+COUNTS = " count buffer=16k flush=250ms;"  # how the line ends that writes them
+NGINX_ROUNDS = 16
+CONNECTIONS = 64
+GOALS = {"MB": Goal("at most", 40), "CPU": Goal("at most", 2), "nginx": Goal("at most", 1.05)}
 
 
 def seconds() -> float:
-    return ROUNDS * ROUND_SECONDS + 5
+    return ROUNDS * ROUND_SECONDS + 5 + harness.seconds_anew(variants=2, rounds=NGINX_ROUNDS)
 
 
 def run(progress: Progress) -> Result:
@@ -35,12 +41,20 @@ def run(progress: Progress) -> Result:
         progress.step("starting app, nginx and the live service")
         bench = Bench("watched")
         stack.enter_context(bench.own_folder())
-        observer = _observer(stack.enter_context(bench.app()))
+        app = stack.enter_context(bench.app())
+        observer = _observer(app)
         stack.enter_context(bench.nginx())
         live = stack.enter_context(bench.live())
-        for repeated in (_load(bench), _scrape(bench), _watch(bench)):
+        for repeated in (_scrape(bench), _watch(bench)):
             stack.enter_context(_repeating(repeated))
-        time.sleep(2)  # until each has begun
+        _both(result, progress, bench, observer, live)
+        _lines(result, progress, bench, app)
+    return result
+
+
+def _both(result: Result, progress: Progress, bench: Bench, observer: int, live: int) -> None:
+    with _repeating(_load(bench)):
+        time.sleep(2)  # until all have begun
         held, used = [], []
         for number in range(ROUNDS):
             progress.step(f"round {number + 1} of {ROUNDS}")
@@ -59,7 +73,24 @@ def run(progress: Progress) -> Result:
     result.comparisons.append(Comparison("memory (PSS) of both together", Figures(tuple(held)), GOALS["MB"], "MB"))
     result.comparisons.append(Comparison("CPU of both together", Figures(tuple(used)), GOALS["CPU"], "% of a CPU"))
     result.rounds = {"MB": held, "% of a CPU": used}
-    return result
+
+
+def _lines(result: Result, progress: Progress, bench: Bench, app: int) -> None:
+    """nginx that writes a line for each request, which the live service reads meanwhile, and nginx that writes none."""
+    line = f"access_log {bench.environ['NGINX_COUNTS']}{COUNTS}"
+    changes: dict[str, dict[str, str]] = {COUNTED: {}, UNCOUNTED: {line: ""}}
+
+    def started(stack: ExitStack, name: str) -> Variant:
+        nginx, url = stack.enter_context(bench.changed_nginx(name.split()[-1], changes[name]))
+        return Variant(name, url, {"app": app, "nginx": nginx})
+
+    request = target.asked(REQUEST)
+    starts = [partial(started, name=name) for name in changes]
+    (found,) = harness.measure_anew(starts, [request], NGINX_ROUNDS, CONNECTIONS, progress)
+    harness.add_rounds(result, request, found)
+    costs = harness.cpu_ratio(found[COUNTED], found[UNCOUNTED], "nginx")
+    result.comparisons.append(Comparison(f"nginx CPU per request, {COUNTED} to {UNCOUNTED}", costs, GOALS["nginx"]))
+    harness.add_price(result, COUNTED, found[COUNTED], found[UNCOUNTED], "nginx")
 
 
 def _observer(master: int) -> int:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 from dotenv import dotenv_values
 
 from app.server import space
@@ -180,6 +181,17 @@ def test_every_action_of_a_workflow_is_pinned_by_its_hash() -> None:
     used = [line for file in files for line in re.findall(r"uses: (.*)$", file.read_text(), flags=re.MULTILINE)]
     assert len(used) >= len(files)
     assert [line for line in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+(\.\d+)*", line)] == []
+
+
+def test_every_image_that_the_stack_builds_is_published_and_its_base_kept_up_to_date() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    built = {Path(each["build"]["dockerfile"]).parent.name for each in services.values() if "build" in each}
+    publish = yaml.safe_load((ROOT / ".github/workflows/publish.yml").read_text())
+    assert set(publish["jobs"]["images"]["strategy"]["matrix"]["part"]) == built
+    updates = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())["updates"]
+    (docker,) = [each for each in updates if each["package-ecosystem"] == "docker"]
+    files = subprocess.run(["git", "ls-files", "*Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(docker["directories"]) == {f"/{Path(file).parent}" for file in files.stdout.splitlines()}
 
 
 def test_pages_that_the_code_refers_to_exist() -> None:
