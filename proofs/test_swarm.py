@@ -358,6 +358,23 @@ def test_what_runs_and_is_logged_on_all_nodes_is_shown(swarm: SwarmStack, tmp_pa
         following.wait(timeout=DEADLINE)
 
 
+def test_a_trace_has_an_end_while_an_engine_stands_still(swarm: SwarmStack) -> None:
+    """The log of all nodes has none then, and now and then while all are well."""
+    asked, _, other = swarm.cluster.nodes
+    key = uuid.uuid4().hex
+    httpx.get(f"http://{asked.address}/", headers={"X-Request-ID": key})
+    until("nginx's line of it", lambda: swarm.make("trace", ID=key).stdout)
+    stopped = other.engine()
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        said = swarm.make("trace", ID=key)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert [line.split()[0] for line in said.stdout.splitlines()] == ["nginx"], said.stdout + said.stderr
+    assert "has not come to its end: lines of a node may be missing" in said.stderr
+    whole(swarm)
+
+
 def test_a_check_asks_the_swarm_and_names_a_row_that_it_cannot_honour(swarm: SwarmStack) -> None:
     # Those of the proofs are more than gixy allows.
     places = {"NGINX_WORKER_CONNECTIONS": "8192", "NGINX_MAX_REQUESTS_IN_FLIGHT": "3000"}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -20,6 +22,9 @@ NAMESPACE = "com.docker.stack.namespace"
 # The leader that dies, and a manager that comes back, set off an election: 10 to 45 s without a leader.
 ELECTION_SECONDS = 45
 LEADERLESS = ("does not have a leader", "code = Unavailable", "code = DeadlineExceeded")
+# The stream of a log of several nodes now and then does not end (moby/moby#38640), and does not while an engine stands
+# still. Asked again it mostly does.
+LOG_SILENCE_SECONDS, LOG_TRIES = 10, 2
 NO_NEW_PRIVILEGES = (
     'no-new-privileges is not set for its engine, and Swarm sets it for no service: put {"no-new-privileges": true} '
     "into /etc/docker/daemon.json there and restart the engine (docs/cluster.md)"
@@ -114,6 +119,32 @@ def tasks(service: str) -> list[dict[str, Any]]:
     # One that is just gone is not found, and fails the command that shows the others all the same.
     found: list[dict[str, Any]] = json.loads(docker("inspect", "--type", "task", *ids, check=False) or "[]")
     return found
+
+
+def log(of: str, *options: str) -> list[str]:
+    """The lines of a service, or of a task, on all nodes that answer. Where they have no end it says so, and ends."""
+    lines: list[str] = []
+    for _ in range(LOG_TRIES):
+        lines, whole = _log_once(["docker", "service", "logs", "--raw", *options, of])
+        if whole:
+            return lines
+    fault = f"--- the log of {of} has not come to its end: lines of a node may be missing"
+    print(f"{fault}; docker node ls shows whether one does not answer; ask again", file=sys.stderr, flush=True)
+    return lines
+
+
+def _log_once(command: list[str]) -> tuple[list[str], bool]:
+    """What the command prints, and whether that is all: else no more has come for LOG_SILENCE_SECONDS."""
+    said, whole = b"", False
+    # The app logs to its error output.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as asked:
+        assert asked.stdout is not None
+        while not whole and select.select([asked.stdout], [], [], LOG_SILENCE_SECONDS)[0]:
+            part = os.read(asked.stdout.fileno(), 65536)
+            said += part
+            whole = not part
+        asked.kill()
+    return said.decode(errors="replace").splitlines(), whole
 
 
 class Patience:

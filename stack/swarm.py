@@ -360,10 +360,7 @@ def _failed(service: str) -> list[dict[str, Any]]:
 
 
 def _log(task: dict[str, Any]) -> str:
-    asked = subprocess.run(
-        ["docker", "service", "logs", "--raw", "--tail", "15", task["ID"]], capture_output=True, text=True, timeout=60
-    )
-    return (asked.stdout + asked.stderr).strip()
+    return "\n".join(cluster.log(task["ID"], "--tail", "15"))
 
 
 def _why(service: str) -> str:
@@ -433,10 +430,7 @@ def log_lines() -> Iterator[tuple[str, str]]:
     """All that nginx and the app have logged on the nodes that answer, each line with its tier."""
     cluster.check_manager()
     for tier in ("app", "nginx"):
-        # The app logs to its error output.
-        command = ["docker", "service", "logs", "--raw", f"{project()}_{tier}"]
-        said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
-        yield from ((tier, line) for line in said.splitlines())
+        yield from ((tier, line) for line in cluster.log(f"{project()}_{tier}"))
 
 
 def running() -> bool:

@@ -372,6 +372,12 @@ SYMPTOMS = [
         [SWARM + "test_nothing_is_lost_when_nginx_is_replaced_and_a_node_is_drained"],
     ),
     Symptom(
+        "`make trace WAY=swarm` says: the log of … has not come to its end",
+        "an engine stands still, or the one that is asked has lost another's stream: lines come, and no end of them",
+        [],
+        [SWARM + "test_a_trace_has_an_end_while_an_engine_stands_still"],
+    ),
+    Symptom(
         "connections from this machine itself to the published port are refused for good, from outside all is well",
         "Docker's own proxy for loopback has used up its descriptors (some ten thousand connections at a time); "
         "`docker compose restart nginx` starts it anew",
