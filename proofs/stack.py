@@ -99,7 +99,6 @@ SMALL_BUDGET = {
 # is still shorter than a restart, and idle connections still die while requests come.
 PATIENT_BUDGET = {
     "DRAIN_SECONDS": "4",  # an nginx without a CPU uses a connection past its time
-    "PROXY_CONNECT_TIMEOUT_MS": "500",
     "PROXY_NEXT_UPSTREAM_TIMEOUT_MS": "4000",
     "PROXY_READ_TIMEOUT_SECONDS": "14",
     "REQUEST_DEADLINE_SECONDS": "10",

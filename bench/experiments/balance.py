@@ -56,7 +56,6 @@ def run(progress: Progress) -> Result:
                 f"balance-{listeners}",
                 WORKERS=str(WORKERS),
                 WORKER_LISTENERS=listeners,
-                PROXY_CONNECT_TIMEOUT_MS="400",  # the timeout budget's: so many workers need shorter tries
                 APP_MODULE="bench.experiments.mixed_app:app",
             )
             stack.enter_context(bench.own_folder())

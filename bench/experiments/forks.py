@@ -27,7 +27,6 @@ STARTS = ("fork", "import")
 ROWS = {
     "UPSTREAM_KEEPALIVE_SECONDS": "1",
     "DRAIN_SECONDS": "2",
-    "PROXY_CONNECT_TIMEOUT_MS": "100",
     "PROXY_NEXT_UPSTREAM_TRIES": "20",
     "WORKER_MEMORY_MB": "0",
 }
