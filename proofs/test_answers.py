@@ -213,6 +213,7 @@ def stopped() -> Iterator[tuple[Stack, dict[str, str]]]:
             client.post("/later?name=never&ms=3600000")
         thread = threading.Thread(target=long)
         thread.start()
+        until("the long answer has begun", lambda: in_flight(stack) == 1)
         with socket.create_connection(("127.0.0.1", stack.app_port), timeout=DEADLINE) as connection:
             send_get(connection, "/late?name=now")
             assert b"200 OK" in connection.recv(65536)

@@ -142,7 +142,7 @@ def test_an_upload_half_sent_is_finished_by_the_worker_that_began_it() -> None:
         with socket.create_connection(("127.0.0.1", stack.app_port), timeout=DEADLINE) as connection:
             head = f"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
             connection.sendall(head.encode() + data[:30_000])
-            time.sleep(0.3)  # so that the handler has begun
+            until("the upload has begun", lambda: total(stack, "http_requests_in_flight") == 1)
             leaving = stop(stack)
             until("the drain", lambda: draining(stack))
             connection.sendall(data[30_000:])

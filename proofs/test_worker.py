@@ -576,7 +576,7 @@ def test_a_worker_that_cannot_stop_is_killed_in_time() -> None:
         stack.up()
         hanging = threading.Thread(target=hang)
         hanging.start()
-        time.sleep(0.5)  # so that the handler has begun
+        until("the handler has begun", lambda: in_flight(stack) == 1)
         begun = time.monotonic()
         stop(stack).join(DEADLINE)
         seconds = time.monotonic() - begun
