@@ -559,8 +559,9 @@ def test_an_order_is_one_whichever_nodes_get_it_and_whichever_dies(swarm: SwarmS
     others = swarm.cluster.nodes[1:]
     victim = next(node for node in others if node is not swarm.cluster.manager)
 
-    # Each request on a connection of its own: one that a thread finds too old, another may be about to use.
-    client = httpx.Client(timeout=DEADLINE, limits=httpx.Limits(max_keepalive_connections=0))
+    # Each request on a connection of its own, which nobody keeps: a thread that closes it would close that of another,
+    # whose request was given to it meanwhile.
+    client = httpx.Client(timeout=DEADLINE, headers={"Connection": "close"})
     with shop_on(swarm.cluster, where) as (stack, database), client:
 
         def place(node: Node, key: str) -> httpx.Response:
