@@ -116,15 +116,17 @@ def _only_deploy() -> Iterator[None]:
     """One deploy of this stack at a time, from whichever machine: a name in Swarm can be given once."""
     name = f"{project()}_deploying"
     who = f"{getpass.getuser()}@{socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())}"
-    created = subprocess.run(
-        ["docker", "config", "create", name, "-"], input=who, capture_output=True, text=True
-    )  # fmt: skip
-    if created.returncode:
-        if "AlreadyExists" not in created.stderr:
-            raise Failure(created.stderr.strip())
+    try:
+        cluster.docker("config", "create", name, "-", text=who)
+    except Failure:
         other = cluster.docker("config", "inspect", "--format", "{{json .Spec.Data}}", name, check=False).strip()
-        said = base64.b64decode(other.strip('"')).decode() if other else "somebody"
-        raise Failure(f"another deploy of {project()} runs: {said}; where that has died: docker config rm {name}")
+        said = base64.b64decode(other.strip('"')).decode()
+        if not said:
+            raise
+        if said != who:  # else it was done, and a leader that died could not say so
+            raise Failure(
+                f"another deploy of {project()} runs: {said}; where that has died: docker config rm {name}"
+            ) from None
     try:
         yield
     finally:
