@@ -81,6 +81,21 @@ class SwarmStack(Stack):
     def version(self, node: Node) -> set[str]:
         return {c["Config"]["Image"] for c in node.containers(f"{self.project}_app")}
 
+    def what_runs(self, node: Node) -> str:
+        """What the swarm and this node's engine say of its containers."""
+        services = self.cluster.manager.docker("service", "ls", "--quiet", check=False).split()
+        told = [
+            node.docker("node", "ls", check=False),
+            self.cluster.manager.docker("service", "ps", "--no-trunc", *services, check=False),
+            node.docker("ps", "--all", "--no-trunc", check=False),
+        ]
+        for id in node.docker("ps", "--quiet", check=False).split():
+            logs = subprocess.run(
+                ["docker", "-H", node.host, "logs", "--tail", "5", id], capture_output=True, text=True
+            )
+            told.append(logs.stdout + logs.stderr)
+        return "\n".join([*told, *(node.folder / "log").read_text().splitlines()[-20:]])
+
 
 class NodeConnections:
     """Keep-alive connections to all nodes, which take turns.
@@ -749,20 +764,7 @@ def whole(stack: SwarmStack) -> None:
         try:
             until(f"{node.name} serves itself", lambda: serves_itself(node), 4 * DEADLINE)  # noqa: B023
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{what_runs(stack, node)}") from None
-
-
-def what_runs(stack: SwarmStack, node: Node) -> str:
-    """What the swarm and this node's engine say of its containers."""
-    names = [f"{stack.project}_{service}" for service in ("app", "nginx")]
-    told = [
-        node.docker("node", "ls", check=False),
-        stack.cluster.manager.docker("service", "ps", "--no-trunc", *names, check=False),
-        node.docker("ps", "--all", "--no-trunc", check=False),
-        *(node.docker("logs", "--tail", "5", id, check=False) for id in node.docker("ps", "--quiet").split()),
-        *(node.folder / "log").read_text().splitlines()[-20:],
-    ]
-    return "\n".join(told)
+            raise AssertionError(f"{error}\n{stack.what_runs(node)}") from None
 
 
 def assert_only_the_dead_ones_were_lost(running: OpenLoop, *dead: Node) -> None:

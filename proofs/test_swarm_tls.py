@@ -252,7 +252,11 @@ def test_the_asking_node_may_be_off_and_a_deploy_has_another_one_ask(site: Site)
     off.start()
     off.ready()
     stack.cluster.settle()
-    until("its return", lambda: site.served(off) == after, 2 * DEADLINE)
+    try:
+        until("its return", lambda: site.served(off) == after, 2 * DEADLINE)
+    except AssertionError as error:
+        found = f"{site.served(off)}, before {before}, after {after}"
+        raise AssertionError(f"{error}: it shows {found}\n{stack.what_runs(off)}") from None
     # A deploy by another manager leaves it where it is.
     stack.ask(on[1])
     stack.deploy(VERSION=version)
