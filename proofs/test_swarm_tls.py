@@ -253,7 +253,7 @@ def test_the_asking_node_may_be_off_and_a_deploy_has_another_one_ask(site: Site)
     off.ready()
     stack.cluster.settle()
     try:
-        until("its return", lambda: site.served(off) == after, 2 * DEADLINE)
+        until("its return", lambda: site.served(off) == after, 4 * DEADLINE)
     except AssertionError as error:
         found = f"{site.served(off)}, before {before}, after {after}"
         raise AssertionError(f"{error}: it shows {found}\n{stack.what_runs(off)}") from None
