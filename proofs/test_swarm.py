@@ -17,7 +17,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,6 +80,13 @@ class SwarmStack(Stack):
 
     def version(self, node: Node) -> set[str]:
         return {c["Config"]["Image"] for c in node.containers(f"{self.project}_app")}
+
+    def until_returned(self, node: Node, what: str, happened: Callable[[], Any]) -> None:
+        """`until`, for a node that was off or cut off: a failure says what runs there."""
+        try:
+            until(what, happened, 4 * DEADLINE)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.what_runs(node)}") from None
 
     def what_runs(self, node: Node) -> str:
         """What the swarm and this node's engine say of its containers."""
@@ -761,10 +768,7 @@ def whole(stack: SwarmStack) -> None:
     """All machines are on again, and each has what it should."""
     stack.cluster.settle()
     for node in stack.cluster.nodes:
-        try:
-            until(f"{node.name} serves itself", lambda: serves_itself(node), 4 * DEADLINE)  # noqa: B023
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{stack.what_runs(node)}") from None
+        stack.until_returned(node, f"{node.name} serves itself", lambda: serves_itself(node))  # noqa: B023
 
 
 def assert_only_the_dead_ones_were_lost(running: OpenLoop, *dead: Node) -> None:

@@ -252,11 +252,7 @@ def test_the_asking_node_may_be_off_and_a_deploy_has_another_one_ask(site: Site)
     off.start()
     off.ready()
     stack.cluster.settle()
-    try:
-        until("its return", lambda: site.served(off) == after, 4 * DEADLINE)
-    except AssertionError as error:
-        found = f"{site.served(off)}, before {before}, after {after}"
-        raise AssertionError(f"{error}: it shows {found}\n{stack.what_runs(off)}") from None
+    stack.until_returned(off, "its return with the new certificate", lambda: site.served(off) == after)
     # A deploy by another manager leaves it where it is.
     stack.ask(on[1])
     stack.deploy(VERSION=version)
