@@ -28,6 +28,7 @@ from stack.settings import GIVEN, ROOT, StackSettings
 from tests.bench.in_thread import serving
 
 OBJECTIVES = Objectives(p50_ms=100, p95_ms=300, p99_ms=1000, error_share=0.001)
+EASY = Objectives(p50_ms=30_000, p95_ms=30_000, p99_ms=30_000, error_share=0.001)  # on a busy machine too
 
 
 def probed(rate: float, missed: tuple[str, ...] = (), p99_ms: float = 20.0, **more: float) -> Probe:
@@ -172,7 +173,7 @@ def server() -> Iterator[Server]:
 
 
 def test_a_probe_asks_for_the_paths_in_turn_and_counts_what_fails(server: Server) -> None:
-    taken = probe.run(server.port, 50, 0.5, ("/", "/bad"), OBJECTIVES, seed=1)
+    taken = probe.run(server.port, 50, 0.5, ("/", "/bad"), EASY, seed=1)
     assert server.paths.count(b"/") == server.paths.count(b"/bad") == 20
     assert taken.requests == 40
     assert taken.errors == {"status 500": 20}
@@ -181,13 +182,13 @@ def test_a_probe_asks_for_the_paths_in_turn_and_counts_what_fails(server: Server
 
 
 def test_a_chunked_answer_ends_and_its_connection_is_used_again(server: Server) -> None:
-    taken = probe.run(server.port, 20, 1.0, ("/",), OBJECTIVES, seed=1)
+    taken = probe.run(server.port, 20, 4.0, ("/",), EASY, seed=1)
     assert taken.errors == {}
     assert server.connections < taken.requests
 
 
 def test_a_connection_that_the_server_closes_is_not_used_again(server: Server) -> None:
-    taken = probe.run(server.port, 20, 0.5, ("/close",), OBJECTIVES, seed=1)
+    taken = probe.run(server.port, 20, 0.5, ("/close",), EASY, seed=1)
     assert taken.errors == {}
     assert server.connections == taken.requests
 

@@ -90,7 +90,10 @@ def test_the_deadline_layer_ends_a_handler(apps: ModuleType) -> None:
     assert ask(app)[0] == 504
 
 
-def test_the_log_layer_tells_of_slow_requests_alone(apps: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_layer_tells_of_slow_requests_alone(
+    apps: ModuleType, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apps, "settings", apps.settings.model_copy(update={"slow_request_ms": 60_000}))
     app = apps.log()
     ask(app)
     assert not caplog.records

@@ -2,6 +2,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,12 +16,16 @@ BAD = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
 
 
 class Server:
-    """Answers each request after 0.2 s where its path is /slow, at once otherwise; with 502 where it is /bad."""
+    """Answers each request after 0.2 s where its path is /slow, after two others where it is /last, at once otherwise;
+    with 502 where it is /bad.
+    """
 
     def __init__(self) -> None:
         self.connections = 0
         self.port = 0
         self.loop = asyncio.new_event_loop()
+        self.under_way = self.most_under_way = 0
+        self.answered: list[bytes] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -29,7 +34,14 @@ class Server:
                 while (await reader.readline()).strip():
                     pass
                 path = line.split()[1]
+                self.under_way += 1
+                self.most_under_way = max(self.most_under_way, self.under_way)
                 await asyncio.sleep(0.2 if path == b"/slow" else 0)
+                end = self.loop.time() + 20
+                while path == b"/last" and len(self.answered) < 2 and self.loop.time() < end:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                self.under_way -= 1
+                self.answered.append(path)
                 writer.write(BAD if path == b"/bad" else OK)
         writer.close()
 
@@ -59,18 +71,26 @@ def test_the_same_seed_gives_the_same_arrivals_and_each_seed_as_many_and_as_many
 
 
 def test_a_slow_answer_holds_back_no_request_that_is_due(server: Server) -> None:
-    taken = open_loop.run(server.port, [Arrival(0.0, "/slow"), Arrival(0.05, "/"), Arrival(0.06, "/")])
-    assert taken["/slow"][0] >= 200
-    assert max(taken["/"]) < 150
+    open_loop.run(server.port, [Arrival(0.0, "/last"), Arrival(0.05, "/"), Arrival(0.06, "/")])
+    assert server.answered == [b"/", b"/", b"/last"]
+
+
+def test_an_answer_takes_as_long_as_its_client_waits(server: Server) -> None:
+    assert open_loop.run(server.port, [Arrival(0.0, "/slow")])["/slow"][0] >= 200
 
 
 def test_a_connection_is_used_again(server: Server) -> None:
-    open_loop.run(server.port, [Arrival(0.0, "/"), Arrival(0.2, "/"), Arrival(0.4, "/")])
+    open_loop.capacity(server.port, "/", "/", 0.05, connections=1, seconds=0.2)
+    assert len(server.answered) > 1
     assert server.connections == 1
 
 
-def test_the_closed_loop_finds_what_the_server_can_do(server: Server) -> None:
-    assert 8 < open_loop.capacity(server.port, "/slow", "/slow", 0.05, connections=2, seconds=0.9) <= 10
+def test_the_closed_loop_finds_what_the_server_can_do(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its clock: ten answers are a second.
+    monkeypatch.setattr(open_loop, "time", SimpleNamespace(perf_counter=lambda: len(server.answered) / 10))
+    rate = open_loop.capacity(server.port, "/slow", "/slow", 0.05, connections=2, seconds=0.9)
+    assert rate == pytest.approx(10)
+    assert server.most_under_way == 2
 
 
 def test_a_request_that_fails_ends_the_measurement(server: Server) -> None:

@@ -47,6 +47,13 @@ def port() -> Iterator[int]:
     server.server_close()
 
 
+@pytest.fixture
+def none_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that a busy machine gives late is not to be counted as one."""
+    monkeypatch.setattr("bench.losses.LONG_SECONDS", 60)
+
+
+@pytest.mark.usefixtures("none_is_long")
 def test_each_request_is_counted_once_and_a_502_is_lost(port: int) -> None:
     assert volleys({port: [0.001, 0.001]}, size=5, path="/") == {port: Fate(15)}
     assert volleys({port: [0.001]}, size=5, path="/lost") == {port: Fate(10, Counter({"502": 10}))}
@@ -57,12 +64,11 @@ def test_a_silence_of_zero_is_many_requests_one_after_the_other(port: int) -> No
 
 
 def test_a_server_that_closes_after_its_answer_is_seen_to(port: int) -> None:
-    closes, keeps = (idle_seconds([port], path, longest=0.5)[port] for path in ("/closes", "/"))
-    assert closes is not None
-    assert closes < 0.5
-    assert keeps is None
+    assert idle_seconds([port], "/closes", longest=20)[port] is not None
+    assert idle_seconds([port], "/", longest=0.5)[port] is None
 
 
+@pytest.mark.usefixtures("none_is_long")
 def test_the_load_lasts_as_long_as_the_event_whose_own_requests_count_too(port: int) -> None:
     over = threading.Event()
 

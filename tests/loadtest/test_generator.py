@@ -1,9 +1,12 @@
 """When the load generator itself is called the bottleneck, and when a worker's container is called healthy."""
 
+import subprocess
 import time
+from pathlib import Path
 
 from loadtest.generator import Usage, advice, is_saturated, requests_of_one
 from loadtest.probe import connected
+from proofs.stack import until
 
 TABLE = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0200A8C0:A1B2 0300A8C0:{port} {state} 00000000:00000000 00:00000000 00000000 10001        0 1 1 0 20 4 30 10 -1
@@ -32,9 +35,12 @@ def test_a_process_that_computes_is_seen_to_be_busy() -> None:
 
 
 def test_a_process_that_sleeps_is_not_busy() -> None:
-    usage = Usage("this one")
-    time.sleep(0.3)
-    usage.sample(0.3)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        until("its sleep", lambda: ") S " in Path(f"/proc/{child.pid}/stat").read_text())
+        usage = Usage("it", pid=child.pid)
+        time.sleep(0.3)
+        usage.sample(0.3)
+        child.kill()
     assert usage.busy[0] < 0.5, usage
 
 
