@@ -28,6 +28,7 @@ native = pytest.mark.xdist_group("native")
 ROWS = PATIENT_BUDGET | {
     "APP_MODULE": "proofs.apps.kept:app",
     "CACHE_MB": "8",
+    "CLIENT_SEND_TIMEOUT_SECONDS": "20",
     "CACHE_PATHS": "/kept/ /more.d",
     "STICKY_SESSIONS": "cookie",
 }
@@ -260,12 +261,12 @@ def test_who_takes_gzip_and_who_does_not_get_the_same_answer(client: httpx.Clien
 
 @native
 def test_a_stream_under_a_path_that_is_kept_arrives_piece_by_piece(client: httpx.Client) -> None:
-    with client.stream("GET", f"/kept/stream/{next(NAMES)}", headers={"Accept-Encoding": "identity"}) as answer:
-        begun, pieces = time.monotonic(), answer.iter_raw()
+    name = next(NAMES)
+    with client.stream("GET", f"/kept/stream/{name}", headers={"Accept-Encoding": "identity"}) as answer:
+        pieces = answer.iter_raw()
         assert next(pieces) == b"first"
-        arrived = time.monotonic() - begun
-        assert b"".join(pieces) == b"second"
-        assert arrived < (time.monotonic() - begun) / 2, "the first piece came with the last"
+        assert httpx.post(f"{client.base_url}/go-on/{name}", timeout=DEADLINE).status_code == 200
+        assert b"".join(pieces) == b"second", "the first piece came with the last"
 
 
 # --- Many at once, and an app that is down -------------------------------------------------------------------------
@@ -317,10 +318,10 @@ def test_of_a_thousand_that_ask_at_once_for_an_expired_answer_one_reaches_the_ap
 
 @native
 def test_stale_while_it_is_asked_anew_nobody_waits(client: httpx.Client) -> None:
-    address = url(next(NAMES), "Cache-Control: max-age=1, stale-while-revalidate=60", ms=1500)
+    address = url(next(NAMES), "Cache-Control: max-age=1, stale-while-revalidate=60", ms=6000)
     client.get(address)
     time.sleep(2.1)
-    with httpx.Client(base_url=client.base_url, timeout=1) as hasty:
+    with httpx.Client(base_url=client.base_url, timeout=5) as hasty:
         answer = hasty.get(address)
     assert (answer.headers["x-cache-status"], answer.text[:2]) == ("STALE", "1 ")
 

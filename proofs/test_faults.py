@@ -30,7 +30,7 @@ import pytest
 
 from proofs import events
 from proofs.conftest import require_engine, started
-from proofs.stack import DEADLINE, ROOT, SMALL_BUDGET, Stack, alive, free_ports, patched_copy, until
+from proofs.stack import DEADLINE, PATIENT_BUDGET, ROOT, SMALL_BUDGET, Stack, alive, free_ports, patched_copy, until
 from proofs.test_worker import raw_get, send_get
 from stack.settings import GIVEN, rows
 
@@ -155,7 +155,7 @@ def serving(server: Server) -> Iterator[Server]:
 
 @pytest.fixture(scope="module", params=["fork", "import"])
 def faulty(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
-    with serving(Server(tmp_path_factory.mktemp("faulty"), WORKER_START=request.param)) as server:
+    with serving(Server(tmp_path_factory.mktemp("faulty"), WORKER_START=request.param, **PATIENT_BUDGET)) as server:
         yield server
 
 
@@ -416,7 +416,7 @@ def test_processes_that_the_application_starts_hold_neither_port_nor_client(tmp_
 
 
 def test_a_burst_on_a_shared_socket_is_not_taken_whole_by_the_worker_that_is_there_first(tmp_path: Path) -> None:
-    """Each request takes its worker 5 ms: the other one, which comes when the first is answered, finds most waiting."""
+    """Each request takes its worker 0.1 s: the other, which comes when the first is answered, finds most waiting."""
     burst = 64
     with serving(Server(tmp_path, WORKER_LISTENERS="shared")) as server:
         pids = server.until_ready()
@@ -427,7 +427,7 @@ def test_a_burst_on_a_shared_socket_is_not_taken_whole_by_the_worker_that_is_the
                     opened.callback(os.kill, pid, signal.SIGCONT)
                 connections = [opened.enter_context(server.connect()) for _ in range(burst)]
                 for connection in connections:
-                    send_get(connection, "/block?5")
+                    send_get(connection, "/block?100")
                 os.kill(early, signal.SIGCONT)
                 select.select(connections, [], [], DEADLINE)
                 os.kill(late, signal.SIGCONT)
@@ -450,7 +450,7 @@ def test_the_heartbeat_goes_on_when_the_wall_clock_is_set_back(tmp_path: Path) -
         "clock, set_back = time.time, os.environ['RUN_DIR'] + '/set-back'\n"
         "time.time = lambda: clock() - 3600 * os.path.exists(set_back)\n"
     )
-    timeout = 3
+    timeout = 6
     own = {"WORKERS": "1", "LONGEST_BLOCK_SECONDS": "1", "WORKER_TIMEOUT_SECONDS": str(timeout)}
     with serving(Server(tmp_path, **own)) as server:
         before = server.until_ready()
@@ -523,11 +523,12 @@ def test_a_worker_of_an_application_without_a_lifespan_takes_no_counters_along_w
     before = faulty.until_ready()
     name = 'http_requests_total{method="GET",route="",status="200"}'
     counted = faulty.metric(name)
-    faulty.process.send_signal(signal.SIGHUP)
     ready = f"generation {faulty.generation() + 1} is ready"
+    faulty.process.send_signal(signal.SIGHUP)
     with faulty.client() as client:  # kept alive, so that the old worker answers until it is told to leave
-        answered = 0
+        answered, end = 0, time.monotonic() + DEADLINE
         while not any(ready in message for message in faulty.log()):
+            assert time.monotonic() < end, f"no line with {ready!r}"
             answered += client.get("/").status_code == 200
     until("the end of the old workers", lambda: not any(map(alive, before)))
     assert faulty.metric(name) == counted + answered, "requests were lost to the counters"
@@ -592,7 +593,7 @@ SLOW = "import time\ntime.sleep(60)\n"
 @pytest.mark.parametrize(
     ("text", "said"),
     [(RAISING, "lifespan startup: RuntimeError: no database here"),
-     (SLOW, "not ready within 3 s (APP_START_SECONDS)"),
+     (SLOW, "not ready within 8 s (APP_START_SECONDS)"),
      (BROKEN, "ZeroDivisionError: division by zero")],
     ids=["raises in its lifespan", "imports for too long", "cannot be loaded"],
 )  # fmt: skip
@@ -600,7 +601,7 @@ SLOW = "import time\ntime.sleep(60)\n"
 def test_an_application_that_does_not_start_ends_the_first_start_and_fails_a_reload(
     tmp_path: Path, text: str, said: str, start: str
 ) -> None:
-    server = Server(tmp_path, **CHANGING, WORKERS="1", APP_START_SECONDS="3", WORKER_START=start)
+    server = Server(tmp_path, **CHANGING, WORKERS="1", APP_START_SECONDS="8", WORKER_START=start)
     write_module(tmp_path, 'b"old"')
     with serving(server):
         (tmp_path / "changing.py").write_text(text)

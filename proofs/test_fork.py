@@ -301,12 +301,14 @@ def test_no_fork_server_is_left_when_its_master_is_gone(folder: Path) -> None:
 def test_a_worker_that_dies_during_a_reload_does_not_wait_for_the_new_code(folder: Path) -> None:
     with forking(folder) as server:
         first = server.until_ready()[0]
-        write_app(folder, "new", at_import="import time; time.sleep(4)")
+        go_on = folder / "go-on"
+        write_app(folder, "new", at_import=f"import time\nwhile not Path('{go_on}').exists(): time.sleep(0.05)")
         server.process.send_signal(signal.SIGHUP)
         server.said("generation 2 starts")
         server.kill(first)
         until("a worker in its place", lambda: [w for w in (server.status() or {})["workers"]
               if w["slot"] == 0 and w["state"] == "ready" and w["pid"] != first])  # fmt: skip
         assert "generation 2 is ready" not in server.log(), "nobody served slot 0 until then"
+        go_on.touch()
         server.said("generation 2 is ready")
         until("the new code", lambda: told(server)["code"] == "new")

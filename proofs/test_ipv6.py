@@ -17,7 +17,7 @@ from app.server.settings import read
 from proofs.conftest import require_engine, started
 from proofs.outside import Outside, outside
 from proofs.stack import ROOT, Stack, until
-from proofs.test_limits import refusal, waits
+from proofs.test_limits import ASKS, let_in, refusal, until_nothing_is_in_flight
 from stack import native
 from stack.render import render
 from stack.settings import GIVEN, StackSettings, rows
@@ -61,7 +61,7 @@ def test_a_client_arrives_as_itself(stack: Stack, machine: Outside, kind: str) -
 @pytest.mark.parametrize(("body", "most"), [("Content-Length: 9999", 2), ("Content-Length: 20000", 1)])
 def test_a_64_is_one_client_and_its_neighbour_another(strict: Stack, machine: Outside, body: str, most: int) -> None:
     """For requests, and for uploads among them."""
-    head = f"POST /upload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{body}\r\n\r\n".encode()
+    head = f"POST /upload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{ASKS}\r\n{body}\r\n\r\n".encode()
     with ExitStack() as opened:
 
         def begin(address: str) -> socket.socket:
@@ -70,12 +70,13 @@ def test_a_64_is_one_client_and_its_neighbour_another(strict: Stack, machine: Ou
             return connection
 
         for host in range(2, 2 + most):
-            assert waits(begin(machine.ipv6(1, host)))
+            assert let_in(begin(machine.ipv6(1, host)))
         status, said, _ = refusal(begin(machine.ipv6(1, 9)))
         assert status == 429, f"beside {most} of its /64 an address got {status} ({said['error']})"
-        assert waits(begin(machine.ipv6(2, 2))), "a client of another /64 is refused"
+        assert let_in(begin(machine.ipv6(2, 2))), "a client of another /64 is refused"
         for host in range(2, 5):
-            assert waits(begin(machine.ipv4(host))), "a client of another IPv4 address is refused"
+            assert let_in(begin(machine.ipv4(host))), "a client of another IPv4 address is refused"
+    until_nothing_is_in_flight(strict)
 
 
 @pytest.mark.xdist_group("native")

@@ -18,14 +18,32 @@ import pytest
 
 from app.server import space
 from proofs.conftest import require_engine, started
-from proofs.stack import DEADLINE, Stack, until
+from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
 from proofs.test_proxy import raw
 
 SAMPLE = re.compile(r'(\w+)="([^"]*)"')
 
 
-def scrape(stack: Stack) -> list[tuple[str, dict[str, str], float]]:
-    """Every sample of /metrics: its name, its labels, its value."""
+Sample = tuple[str, dict[str, str], float]
+
+
+def scrape(stack: Stack) -> list[Sample]:
+    """Every sample of /metrics: its name, its labels, its value.
+
+    Asked again for a while where the live service had no answer of nginx or of a replica, which it gives 0.8 s.
+    """
+    end = time.monotonic() + 10
+    while not whole(found := scraped(stack)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+def whole(samples: list[Sample]) -> bool:
+    up = [value for name, _, value in samples if name in ("nginx_up", "live_replica_up")]
+    return len(up) > 1 and all(up)
+
+
+def scraped(stack: Stack) -> list[Sample]:
     text = httpx.get(f"{stack.live_url}/metrics", timeout=DEADLINE).text
     found = []
     for line in text.splitlines():
@@ -50,10 +68,10 @@ def grows(stack: Stack, by: int, cause: str, send: Callable[[], Any], **labels: 
     before = -1.0
 
     def settled() -> bool:
-        """What earlier tests have sent is counted: nginx writes its lines four times a second."""
+        """What earlier tests have sent is counted: nginx writes its lines four times a second, if it has a CPU."""
         nonlocal before
         last, before = before, counted(stack, cause, **labels)
-        time.sleep(0.5)
+        time.sleep(1.5)
         return before == last
 
     until("the counts stand still", settled)
@@ -84,35 +102,39 @@ def test_the_durations_are_those_of_the_requests_without_streams(stack: Stack) -
 
     count, seconds, fast = seen()
     with stack.client() as client:
+        begun = time.monotonic()
         for _ in range(4):
             client.get("/work/io?ms=400")
+        took = time.monotonic() - begun
         client.get("/events?count=2&interval_ms=600")
     until("four durations", lambda: seen()[0] - count >= 4)
     time.sleep(0.6)
     now = seen()
     assert now[0] - count == 4, "a stream is no duration"
-    assert 1.6 <= now[1] - seconds < 4
+    assert 1.6 <= now[1] - seconds <= took + 0.1
     assert now[2] == fast, "a bucket at the objective SLO_P95_MS tells them apart"
 
 
-def test_a_client_that_leaves_and_a_worker_that_dies_are_counted_as_such(native_stack: Stack) -> None:
-    stack = native_stack
+@pytest.fixture
+def patient() -> Iterator[Stack]:
+    yield from started(Stack("native", "lost", **PATIENT_BUDGET))
+
+
+def test_a_client_that_leaves_and_a_worker_that_dies_are_counted_as_such(patient: Stack) -> None:
+    stack = patient
 
     def leave() -> None:
         with contextlib.suppress(httpx.TimeoutException):
-            httpx.get(f"{stack.url}/work/io?ms=1500", timeout=0.3)
+            httpx.get(f"{stack.url}/work/io?ms=5000", timeout=0.3)
 
     grows(stack, 1, "client_left", leave, status="499")
 
     def lose_a_worker() -> None:
         answers: list[int] = []
         with stack.client() as client:
-            asking = threading.Thread(target=lambda: answers.append(client.get("/work/io?ms=1500").status_code))
+            asking = threading.Thread(target=lambda: answers.append(client.get("/work/io?ms=5000").status_code))
             asking.start()
-            until("the request", lambda: total(stack, "http_requests_in_flight") >= 1)
-            busy = next(
-                int(has["worker"]) for name, has, value in scrape(stack) if name == "http_requests_in_flight" and value
-            )
+            (busy,) = until("the request", lambda: in_flight_with(stack))
             stack.kill(next(worker["pid"] for worker in stack.workers() if worker["slot"] == busy))
             asking.join()
         assert answers == [200]
@@ -125,10 +147,17 @@ def test_a_client_that_leaves_and_a_worker_that_dies_are_counted_as_such(native_
     assert total(stack, "nginx_upstream_tries_total", result="failed") > failed
 
 
+def in_flight_with(stack: Stack) -> list[int]:
+    """The workers that have a request."""
+    return [int(has["worker"]) for name, has, count in scrape(stack) if name == "http_requests_in_flight" and count]
+
+
 def test_nginx_counts_its_connections(stack: Stack) -> None:
     accepted = total(stack, "nginx_connections_accepted")
     connections = [socket.create_connection(("127.0.0.1", stack.http_port)) for _ in range(5)]
     try:
+        for connection in connections:  # one that says nothing is closed
+            connection.sendall(b"GET /events?count=60&interval_ms=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         until("five connections more", lambda: total(stack, "nginx_connections_accepted") - accepted >= 5)
         assert total(stack, "nginx_connections_active") >= 5
         assert total(stack, "nginx_up") == 1

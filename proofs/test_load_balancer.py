@@ -18,7 +18,7 @@ from proofs import certificates
 from proofs.conftest import lacks, require_engine, started
 from proofs.outside import Outside, answer, outside
 from proofs.stack import DEADLINE, Stack, until
-from proofs.test_limits import refusal, waits
+from proofs.test_limits import ASKS, SMALL, let_in, refusal
 from stack import debian
 
 HEADERS = """
@@ -116,6 +116,7 @@ def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
             rows = {
                 row: f"2001:db8:ffff::/48 {machine.ipv4(2)} {machine.ipv4(9)}",
                 "CLIENT_MAX_REQUESTS_IN_FLIGHT": "2",
+                "CLIENT_BODY_TIMEOUT_SECONDS": "20",
                 "LOCUST": "on",
             }
             stack = Stack(
@@ -196,7 +197,7 @@ def test_behind_a_cdn_and_a_balancer_the_client_is_who_asked_the_cdn(
 @pytest.mark.parametrize("kind", KINDS)
 def test_limits_count_the_clients_behind_the_balancer(balanced: Callable[[str, str], Balanced], kind: str) -> None:
     _, machine, _ = balanced("native", kind)
-    head = b"POST /upload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 9999\r\n\r\n"
+    head = f"POST /upload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{ASKS}\r\n{SMALL}\r\n\r\n".encode()
     with ExitStack() as opened:
 
         def begin(client: str) -> Any:
@@ -204,11 +205,11 @@ def test_limits_count_the_clients_behind_the_balancer(balanced: Callable[[str, s
             connection.sendall(head)
             return connection
 
-        assert waits(begin(machine.ipv4(3)))
-        assert waits(begin(machine.ipv4(3)))
+        assert let_in(begin(machine.ipv4(3)))
+        assert let_in(begin(machine.ipv4(3)))
         status, said, _ = refusal(begin(machine.ipv4(3)))
         assert status == 429, f"the third request of a client got {status} ({said['error']})"
-        assert waits(begin(machine.ipv4(4))), "another client behind the same balancer is refused"
+        assert let_in(begin(machine.ipv4(4))), "another client behind the same balancer is refused"
 
 
 @pytest.mark.xdist_group("compose")

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ import httpx
 import pytest
 
 from proofs.settings.symptoms import SYMPTOMS
-from proofs.stack import Stack, alive, until
+from proofs.stack import PATIENT_BUDGET, Stack, alive, until
 from proofs.test_faults import BROKEN, CHANGING, Server, no_descriptors, serving, write_module
 from proofs.test_fork import command_of
 from proofs.test_worker import raw_get, send_get
@@ -61,7 +60,8 @@ class Observed(Server):
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
-    server = Observed(tmp_path_factory.mktemp("observed"), WORKER_TIMEOUT_SECONDS="20", LONGEST_BLOCK_SECONDS="9")
+    rows = PATIENT_BUDGET | {"WORKER_TIMEOUT_SECONDS": "20", "LONGEST_BLOCK_SECONDS": "9"}
+    server = Observed(tmp_path_factory.mktemp("observed"), **rows)
     with serving(server):
         until("an answer of the observer", lambda: answers(server))
         yield server
@@ -78,28 +78,32 @@ def test_while_every_worker_is_blocked_the_observer_names_the_silent_ones(observ
     observed.until_ready()
     with ExitStack() as opened:
         for slot in (0, 1):
-            send_get(opened.enter_context(observed.connect(slot)), "/block?4000")
+            send_get(opened.enter_context(observed.connect(slot)), "/block?8000")
 
         def silent() -> list[float]:
             found = [worker["silence_seconds"] for worker in observed.state()["workers"]]
             return found if min(found) > 1.5 else []
 
         until("two silent workers", silent)
-        begun = time.monotonic()
-        found = observed.series()
-        assert time.monotonic() - begun < 1, "the observer waits for the workers"
+        found = observed.series()  # of silent ones: it does not wait for the workers
         for slot in (0, 1):
             assert found[f'app_worker_loop_silence_seconds{{worker="{slot}"}}'] > 1.5
             assert found[f'http_requests_in_flight{{worker="{slot}"}}'] == 1
         until("workers that move", lambda: max(w["silence_seconds"] for w in observed.state()["workers"]) < 1)
 
 
+def blocked_by_a_request(worker: dict[str, Any]) -> bool:
+    """And not silent because the machine gives it no CPU."""
+    return worker["silence_seconds"] > 0.5 and worker["in_flight"] == 1
+
+
 def test_the_accept_queue_its_limit_and_its_overflow_are_those_of_the_kernel(tmp_path: Path) -> None:
     """A blocked worker accepts nobody: of 9 that come 6 wait in a queue for 5, and 3 are dropped, as `ss` says too."""
-    with serving(Observed(tmp_path, LISTEN_BACKLOG="5")) as server, ExitStack() as opened:
+    rows = {"LISTEN_BACKLOG": "5", "WORKER_TIMEOUT_SECONDS": "30", "LONGEST_BLOCK_SECONDS": "9"}
+    with serving(Observed(tmp_path, **rows)) as server, ExitStack() as opened:
         until("an answer of the observer", lambda: answers(server))
-        send_get(opened.enter_context(server.connect(1)), "/block?4000")
-        until("a blocked worker", lambda: server.state()["workers"][1]["silence_seconds"] > 0.5)
+        send_get(opened.enter_context(server.connect(1)), "/block?8000")
+        until("a blocked worker", lambda: blocked_by_a_request(server.state()["workers"][1]))
         for _ in range(9):
             client = opened.enter_context(socket.socket())
             client.setblocking(False)
@@ -150,13 +154,16 @@ def test_counts_are_what_was_sent_through_reload_recycling_and_kill(observed: Ob
     observed.process.send_signal(signal.SIGHUP)
     until("a reload", lambda: observed.state()["generation"] > generation and len(observed.until_ready()) == 2)
     ask(50)
-    until("the old ones' end", lambda: len(observed.state()["workers"]) == 2)
+
+    def ended() -> dict[str, float]:
+        return {reason: observed.sum("app_worker_exits_total", f'"{reason}"') - exits[reason] for reason in exits}
+
+    until("the old ones' end", lambda: len(observed.state()["workers"]) == 2 and sum(ended().values()) >= 4)
     assert observed.sum("http_requests_total") - before == sent
     assert observed.sum("http_requests_cut_total", '"killed"') - killed == 2
     assert observed.sum("http_requests_in_flight") == 0
     assert observed.sum("app_workers", '"ready"') == observed.sum("app_workers_wanted") == 2
-    after = {reason: observed.sum("app_worker_exits_total", f'"{reason}"') for reason in exits}
-    assert {reason: after[reason] - exits[reason] for reason in exits} == {"reload": 2, "signal": 1, "crashed": 1}
+    assert ended() == {"reload": 2, "signal": 1, "crashed": 1}
     assert {worker["requests"] for worker in observed.state()["workers"]} == {50}, (
         "they are of the processes before too"
     )
@@ -170,7 +177,8 @@ def test_counts_are_what_was_sent_while_workers_are_recycled(tmp_path: Path) -> 
                 assert server.get("/", number % 2).status_code == 200
             assert server.sum("http_requests_total") == sent
         until("two workers recycled", lambda: server.sum("app_worker_exits_total", '"max_requests"') >= 2)
-        assert server.sum("app_worker_exits_total") == server.sum("app_worker_exits_total", '"max_requests"')
+        exits = {name for name, count in server.series().items() if name.startswith("app_worker_exits") and count}
+        assert exits == {'app_worker_exits_total{reason="max_requests"}'}
         assert server.sum("http_requests_total") == 150
         assert server.sum("http_requests_in_flight") == server.sum("http_requests_cut_total") == 0
 
@@ -208,10 +216,10 @@ def test_an_observer_that_is_gone_comes_back_and_costs_no_request(observed: Obse
     try:
         os.kill(pid, signal.SIGKILL if event == "killed" else signal.SIGSTOP)
         until("another observer", lambda: not alive(pid) and observed.observer() != pid and answers(observed))
+        until("some requests beside it", lambda: sent > 10)
     finally:
         done.set()
         loader.join()
-    assert sent > 10
     assert not failed
     assert observed.sum("http_requests_total") - before == sent, "counts went with the observer"
     assert observed.until_ready() == workers
@@ -419,7 +427,7 @@ def replaced_and_reloaded(server: Observed) -> None:
     before, generation = server.series(), server.state()["generation"]
     first = server.until_ready()[0]
     with server.connect() as client:
-        send_get(client, "/stay")
+        send_get(client, "/slow")  # which no deadline ends
         until("it has a request", lambda: server.sum("http_requests_in_flight") == 1)
         os.kill(first, signal.SIGTERM)
         leaving = ("draining", "finishing")
@@ -441,10 +449,10 @@ def blocked(server: Observed) -> None:
     before = late()
     with server.connect() as blocker, ExitStack() as opened:
         send_get(blocker, "/block?4")
-        until("it is silent", lambda: server.series()['app_worker_loop_silence_seconds{worker="0"}'] > 0.5)
+        until("it is silent", lambda: blocked_by_a_request(server.state()["workers"][0]))
         opened.enter_context(server.connect())
         assert server.series()['app_worker_accept_queue{worker="0"}'] == 1
-    until("its end", lambda: late() == before + 1)
+    until("its end", lambda: late() > before)
     assert server.series()['app_worker_accept_queue{worker="0"}'] == 0
     assert server.series()['app_worker_accept_queue_max{worker="0"}'] >= 1
 
@@ -461,7 +469,7 @@ def websocket_cut(server: Observed) -> None:
 
 
 def slow_before_fast(server: Observed) -> None:
-    """Four connections to one worker: one has it for 0.3 s of CPU, three wait, and the other worker does nothing."""
+    """Four connections to one worker: one has it for 1.5 s of CPU, three wait, and the other worker does nothing."""
     before = server.series()
     with ExitStack() as opened:
         slow, *fast = [opened.enter_context(server.connect()) for _ in range(4)]
@@ -469,7 +477,7 @@ def slow_before_fast(server: Observed) -> None:
             assert raw_get(connection, "/livez").startswith("HTTP/1.1 200 ")
         # A moment may pass until the worker says how many it has, and none of its own may be among them.
         until("four connections", lambda: server.series()['app_worker_connections{worker="0"}'] == 4)
-        send_get(slow, "/compute?300")
+        send_get(slow, "/compute?1500")
         until("one in flight", lambda: server.series()['http_requests_in_flight{worker="0"}'] == 1)
         for connection in fast:
             send_get(connection, "/wait?0")
@@ -480,7 +488,7 @@ def slow_before_fast(server: Observed) -> None:
     accepted, cpu = "app_worker_connections_accepted_total", "app_worker_cpu_seconds_total"
     assert [grown[f'{accepted}{{worker="{slot}"}}'] for slot in (0, 1)] == [4, 0]
     assert after['app_worker_connections{worker="1"}'] == after['http_requests_in_flight{worker="1"}'] == 0
-    assert grown[f'{cpu}{{worker="0"}}'] >= 0.3
+    assert grown[f'{cpu}{{worker="0"}}'] >= 1.5
     assert grown[f'{cpu}{{worker="0"}}'] > grown[f'{cpu}{{worker="1"}}'] + 0.1
 
 
@@ -529,27 +537,34 @@ def test_what_happens_changes_those_series_that_its_symptom_names(
     ailing.until_ready()
     before = ailing.series()
     happen(ailing)
-    after = ailing.series()
-    changed = {series for series in after if series.startswith(CAUSES) and after[series] != before.get(series, 0)}
     named = {name for name in symptom.metrics if name.startswith(CAUSES)} | set(besides)
-    # A row that names a metric without its labels means any of its series.
-    assert {series if series in named else series.partition("{")[0] for series in changed} == named, changed
+
+    def changed() -> set[str]:
+        """A row that names a metric without its labels means any of its series."""
+        after = ailing.series()
+        found = {series for series in after if series.startswith(CAUSES) and after[series] != before.get(series, 0)}
+        return {series if series in named else series.partition("{")[0] for series in found}
+
+    until(f"a change of {named}", lambda: named <= changed())  # the master counts an exit once it has seen it
+    assert changed() == named
 
 
-def test_a_full_thread_pool_is_seen(ailing: Observed) -> None:
-    before = ailing.series()
-    with ExitStack() as opened:
+def test_a_full_thread_pool_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "ailing.py").write_text(SYMPTOMS_APP)
+    with serving(Observed(tmp_path, APP_MODULE="ailing:app", **PATIENT_BUDGET)) as server, ExitStack() as opened:
+        until("an answer of the observer", lambda: answers(server))
+        before = server.series()
         for _ in range(43):
-            send_get(opened.enter_context(ailing.connect()), "/thread?1")
+            send_get(opened.enter_context(server.connect()), "/thread?3")
         until(
             "40 busy threads and 3 calls that wait",
             lambda: (
-                ailing.state()["workers"][0]["threads"] == {"busy": 40, "limit": 40, "waiting": 3}
-                and ailing.series()['app_worker_threads_waiting{worker="0"}'] == 3
+                server.state()["workers"][0]["threads"] == {"busy": 40, "limit": 40, "waiting": 3}
+                and server.series()['app_worker_threads_waiting{worker="0"}'] == 3
             ),
         )
-        until("none in flight", lambda: ailing.sum("http_requests_in_flight") == 0)
-    after = ailing.series()
+        until("none in flight", lambda: server.sum("http_requests_in_flight") == 0)
+        after = server.series()
     assert not {series for series in after if series.startswith(CAUSES) and after[series] != before[series]}
 
 

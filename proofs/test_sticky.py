@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from proofs.conftest import made_once
-from proofs.stack import DEADLINE, Stack, until
+from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
 
 WAYS = ("native", "compose")
 REQUESTS = 30
@@ -24,7 +24,7 @@ def stacks() -> Iterator[Callable[[str, str], Stack]]:
 
     def make(way: str, row: str) -> Stack:
         rows = {"STICKY_SESSIONS": row, "WORKERS": "3", "APP_REPLICAS": "2" if way == "compose" else "1"}
-        return Stack(way, f"sticky-{row}", **rows, APP_MAX_REQUESTS_IN_FLIGHT=str(PLACES))
+        return Stack(way, f"sticky-{row}", **PATIENT_BUDGET | rows, APP_MAX_REQUESTS_IN_FLIGHT=str(PLACES))
 
     with made_once(make) as stacks:
         yield stacks
@@ -81,7 +81,12 @@ def test_when_its_worker_dies_a_client_is_answered_and_stays_with_one_again(
 @pytest.mark.xdist_group("native")
 def test_what_a_full_worker_cannot_take_goes_to_another(stacks: Callable[[str, str], Stack]) -> None:
     stack = stacks("native", "address")
-    with stack.client() as client, ThreadPoolExecutor(2 * PLACES) as threads:
-        answers = list(threads.map(client.get, ["/work/io?ms=1500"] * 2 * PLACES))
+
+    def ask(_: int) -> httpx.Response:
+        with stack.client() as client:
+            return client.get("/work/io?ms=5000")
+
+    with ThreadPoolExecutor(2 * PLACES) as threads:
+        answers = list(threads.map(ask, range(2 * PLACES)))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["pid"] for answer in answers}) == 2

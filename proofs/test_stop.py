@@ -19,7 +19,7 @@ from websockets.sync.client import connect
 
 from proofs import events
 from proofs.conftest import require_engine, started
-from proofs.stack import DEADLINE, Stack, until
+from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
 from proofs.test_live import total
 
 pytestmark = pytest.mark.xdist_group("stop")
@@ -31,7 +31,7 @@ def stoppable(request: pytest.FixtureRequest) -> Iterator[Stack]:
     if request.param == "compose":
         require_engine()
     rows = {"WORKER_START": "import"} if request.param == "native" else {}  # forked workers stop in Compose
-    yield from started(Stack(request.param, "stop", **rows))
+    yield from started(Stack(request.param, "stop", **PATIENT_BUDGET | rows))
 
 
 def stop(stack: Stack, sign: str = "TERM") -> threading.Thread:
@@ -50,9 +50,14 @@ def stop(stack: Stack, sign: str = "TERM") -> threading.Thread:
     return thread
 
 
+def said(stack: Stack, words: str) -> list[str]:
+    """The app's messages with these words. The last ones reach the log after their process has ended."""
+    return [line["message"] for line in stack.app_log() if words in line["message"]]
+
+
 def draining(stack: Stack) -> bool:
     """Whether both workers have begun to."""
-    return sum("draining" in line["message"] for line in stack.app_log()) == 2
+    return len(said(stack, "draining")) == 2
 
 
 @pytest.mark.parametrize("sign", ["TERM", "INT", "QUIT"])
@@ -62,7 +67,7 @@ def test_what_is_under_way_ends_in_an_orderly_way(stoppable: Stack, sign: str) -
 
     def long_request() -> None:
         with stoppable.client() as client:
-            found["long"] = client.get("/work/io?ms=1800").status_code
+            found["long"] = client.get("/work/io?ms=6000").status_code
 
     def stream() -> None:
         with stoppable.client() as client, client.stream("GET", "/events?count=1000&interval_ms=100") as answer:
@@ -91,9 +96,8 @@ def test_what_is_under_way_ends_in_an_orderly_way(stoppable: Stack, sign: str) -
     assert found["long"] == 200
     assert "event: bye" in found["stream"], found["stream"][-5:]
     assert found["websocket"] == 1012
-    log = [line["message"] for line in stoppable.app_log()]
-    assert sum("Application shutdown complete" in message for message in log) == 2, "a lifespan did not end"
-    assert not [message for message in log if "SIGKILL" in message]
+    until("the end of both lifespans", lambda: len(said(stoppable, "Application shutdown complete")) == 2)
+    assert not said(stoppable, "SIGKILL")
 
 
 def test_an_idle_app_leaves_at_once(stoppable: Stack) -> None:
@@ -102,19 +106,19 @@ def test_an_idle_app_leaves_at_once(stoppable: Stack) -> None:
     time.sleep(idle + 1)
     leaving = stop(stoppable)
     leaving.join(DEADLINE)
-    drained = [line["message"] for line in stoppable.app_log() if line["message"].startswith("drained in")]
-    assert len(drained) == 2
+    until("the lines of both", lambda: len(said(stoppable, "drained in")) == 2)
+    drained = said(stoppable, "drained in")
     for message in drained:
         assert float(message.split()[2]) < int(stoppable.rows["DRAIN_SECONDS"]), drained
 
 
 def test_an_app_told_to_stop_serves_on_for_its_delay() -> None:
     """New connections too, and whoever says it again: an engine of a swarm does."""
-    delay = 3
-    stack = Stack("native", "delayed", STOP_DELAY_SECONDS=f"{delay}")
+    delay = 10
+    stack = Stack("native", "delayed", STOP_DELAY_SECONDS=f"{delay}", STOP_GRACE_SECONDS="20")
 
     def asked() -> int:
-        return httpx.get(f"http://127.0.0.1:{stack.app_port}/", timeout=DEADLINE).status_code
+        return httpx.get(f"http://127.0.0.1:{stack.app_port}/", timeout=DEADLINE, verify=False).status_code
 
     try:
         stack.up()
@@ -135,7 +139,7 @@ def test_an_app_told_to_stop_serves_on_for_its_delay() -> None:
 
 def test_an_upload_half_sent_is_finished_by_the_worker_that_began_it() -> None:
     """Straight to a worker: nginx collects the whole body before it sends any of it on."""
-    stack = Stack("native", "upload")
+    stack = Stack("native", "upload", **PATIENT_BUDGET)
     data = b"x" * 60_000
     try:
         stack.up()

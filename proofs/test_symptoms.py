@@ -18,9 +18,9 @@ import pytest
 from proofs import test_observer
 from proofs.conftest import started
 from proofs.settings.symptoms import SYMPTOMS, Symptom
-from proofs.stack import DEADLINE, Stack, until
+from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
 from proofs.test_faults import INFANCY_SECONDS, no_descriptors
-from proofs.test_limits import SMALL, begun, refusal, waits
+from proofs.test_limits import SMALL, begun, let_in, refusal
 from proofs.test_live import scrape, total
 from proofs.test_observer import CAUSES, SYMPTOMS_APP
 from proofs.test_proxy import raw
@@ -36,7 +36,7 @@ OF_ALL = 6
 @pytest.fixture(scope="module")
 def ailing() -> Iterator[Stack]:
     """Little room, and a worker that stands still is not killed before nginx has given it up."""
-    rows = {
+    rows = PATIENT_BUDGET | {
         "APP_MODULE": "app.ailing:app",
         "APP_MAX_REQUESTS_IN_FLIGHT": str(PLACES),
         "CLIENT_MAX_REQUESTS_IN_FLIGHT": str(OF_A_CLIENT),
@@ -110,7 +110,7 @@ def all_of_nginx_taken(stack: Stack) -> None:
     with ExitStack() as opened:
         taken = [begun(stack, f"127.0.0.{number % 3 + 2}", opened, SMALL) for number in range(OF_ALL)]
         for connection in taken:
-            assert waits(connection)
+            assert let_in(connection)
         assert in_flight(stack) == 0
         assert refusal(begun(stack, "127.0.0.9", opened, SMALL))[0] == 503
         for connection in taken:

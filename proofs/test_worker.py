@@ -22,7 +22,7 @@ import pytest
 from proofs.conftest import started
 from proofs.open_loop import OpenLoop
 from proofs.stack import DEADLINE, Stack, until
-from proofs.test_stop import draining, stop
+from proofs.test_stop import draining, said, stop
 from stack.settings import GIVEN, rows
 
 pytestmark = pytest.mark.xdist_group("worker")
@@ -200,11 +200,17 @@ def test_a_request_that_is_neither_slow_nor_failed_leaves_no_line(odd: Stack) ->
 
 
 def test_a_slow_request_is_logged_with_its_id(odd: Stack) -> None:
+    def asked() -> bool:
+        """Answered before the default of the row, which the machine may take it past."""
+        begun = time.monotonic()
+        status = client.get("/work/io?ms=500", headers={"X-Request-ID": "slow-and-named"}).status_code
+        return status == 200 and time.monotonic() - begun < 0.95
+
     with straight(odd) as client:
-        client.get("/work/io?ms=500", headers={"X-Request-ID": "slow-and-named"})
+        until("an answer after 500 ms", asked)
         client.get("/work/io?ms=60000")  # its line comes at the deadline, after the other's
     until("the line of a deadline", lambda: [x for x in odd.app_log() if x.get("reason") == "deadline"])
-    slow = [line for line in odd.app_log() if line.get("reason") == "slow" and line["duration_ms"] < 1500]
+    slow = [line for line in odd.app_log() if line.get("reason") == "slow" and line["duration_ms"] < 950]
     assert slow, f"a request of 500 ms left no line, SLOW_REQUEST_MS={odd.rows['SLOW_REQUEST_MS']}"
     assert "slow-and-named" in [line.get("request_id") for line in slow], "the line of a slow request has no request id"
 
@@ -230,8 +236,8 @@ def test_an_answer_has_no_header_that_nginx_writes_itself(odd: Stack, header: st
 
 def test_an_idle_connection_is_kept_as_long_as_the_row_says(odd: Stack) -> None:
     keep = int(odd.rows["APP_KEEPALIVE_SECONDS"])
+    begun = time.monotonic()  # before the answer from which on it is idle
     with idle_connection(odd) as connection:
-        begun = time.monotonic()
         assert connection.recv(1) == b""
         seconds = time.monotonic() - begun
     assert seconds >= keep - 0.2, f"the app closed an idle connection after {seconds:.1f} s, not {keep} s"
@@ -258,7 +264,8 @@ def test_a_full_thread_pool_holds_up_none_but_those_that_need_it(odd: Stack) -> 
     before = threads()
     with ThreadPoolExecutor(41) as callers:
         napping = [callers.submit(nap, 4000 * deadline) for _ in range(40)]
-        until("40 requests that nap", lambda: in_flight(odd) >= 40)
+        busy = 'app_worker_threads_busy{worker="0"}'
+        until("40 threads that nap, also after their 504", lambda: odd.metric(busy) >= 40)
         begun = time.monotonic()
         queued = callers.submit(nap, 0)
         with straight(odd) as client:
@@ -266,7 +273,8 @@ def test_a_full_thread_pool_holds_up_none_but_those_that_need_it(odd: Stack) -> 
         answered = time.monotonic()
         status, refused = queued.result()
         assert answers == [200] * 5, f"with a full thread pool, `async def` got {answers}"
-        assert answered < refused, f"`async def` waited {answered - begun:.1f} s for the thread pool"
+        # The first thread is free after four deadlines; and whoever waits for one has 504.
+        assert answered - begun < 3 * deadline, f"`async def` waited {answered - begun:.1f} s for the thread pool"
         assert status == 504, f"a `def` that found no thread got {status}"
         assert refused - begun >= deadline - 0.2
         assert {nap.result()[0] for nap in napping} == {504}
@@ -331,19 +339,21 @@ def test_the_head_and_the_body_of_an_answer_are_one_packet(odd: Stack) -> None:
     assert packets == 10, f"10 answers came in {packets} packets"
 
 
-def test_the_head_of_a_stream_does_not_wait_for_its_first_part(odd: Stack) -> None:
+def test_the_head_of_a_stream_does_not_wait_for_its_first_part(odd: Stack, tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
     with idle_connection(odd) as connection:
-        send_get(connection, "/late?ms=800")
+        send_get(connection, f"/late?after={go_on}")
         first = connection.recv(65536)
-        assert first.startswith(b"HTTP/1.1 200 ")
-        assert b"at last" not in first, "the head came with the body, 0.8 s after it was written"
+        assert first.startswith(b"HTTP/1.1 200 "), "the head waited for the body"
+        assert b"at last" not in first
+        go_on.touch()
         rest = b""
         while b"0\r\n\r\n" not in rest and (part := connection.recv(65536)):
             rest += part
     assert b"at last" in rest
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("HEAD", "/late?ms=0", 405), ("GET", "/docs/no", 404)])
+@pytest.mark.parametrize(("method", "path", "status"), [("HEAD", "/late", 405), ("GET", "/docs/no", 404)])
 def test_an_answer_without_a_body_and_one_before_a_close_are_whole(
     odd: Stack, method: str, path: str, status: int
 ) -> None:
@@ -511,7 +521,8 @@ def stopped() -> Iterator[tuple[Stack, dict[str, Any]]]:
     """A stop of a stack with idle connections, and with handlers that are not done: a thread, which cannot be
     cancelled, in one worker, and in the other one that takes no notice of it.
     """
-    stack = Stack("native", "leaving", **LEAKS)
+    patient = {"DRAIN_SECONDS": "6", "UVICORN_GRACEFUL_SECONDS": "7", "GUNICORN_GRACEFUL_SECONDS": "15"}
+    stack = Stack("native", "leaving", **LEAKS, **patient, STOP_GRACE_SECONDS="20", APP_KEEPALIVE_SECONDS="10")
     found: dict[str, Any] = {}
     try:
         stack.up()
@@ -551,10 +562,8 @@ def test_a_worker_that_drains_is_alive_but_not_ready(stopped: Stopped) -> None:
 
 def test_a_request_that_does_not_end_is_cut_off_before_the_worker_is_killed(stopped: Stopped) -> None:
     assert stopped[1]["endless"] == 504
-    messages = [line["message"] for line in stopped[0].app_log()]
-    ended = sum("Application shutdown complete" in message for message in messages)
-    assert ended == 2, f"in {2 - ended} of 2 workers the application's lifespan did not end: it was killed"
-    assert any("cancelling 1 requests after UVICORN_GRACEFUL_SECONDS" in message for message in messages)
+    until("the end of both lifespans", lambda: len(said(stopped[0], "Application shutdown complete")) == 2, seconds=20)
+    assert said(stopped[0], "cancelling 1 requests after UVICORN_GRACEFUL_SECONDS")
 
 
 def test_the_counters_of_a_stopped_app_are_not_left_in_memory(stopped: Stopped) -> None:

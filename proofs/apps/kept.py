@@ -57,11 +57,12 @@ app.add_api_route("/other/{name}", kept)
 
 @app.get("/kept/stream/{name}")
 async def stream(name: str) -> StreamingResponse:
-    """A piece, and after a second another."""
+    """A piece, and another when /go-on/{name} has been asked for."""
 
     async def pieces() -> object:
         yield b"first"
-        await asyncio.sleep(1)
+        while not (DATA / f"go-on-{name}").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
         yield b"second"
 
     with (DATA / f"asked-{name}").open("ab") as file:
@@ -72,6 +73,11 @@ async def stream(name: str) -> StreamingResponse:
 @app.get("/asked/{name}")
 def asked(name: str) -> int:
     return times(name)
+
+
+@app.post("/go-on/{name}")
+def go_on(name: str) -> None:
+    (DATA / f"go-on-{name}").touch()
 
 
 @app.post("/break/{name}")

@@ -78,11 +78,12 @@ async def short() -> int:
 
 
 @app.get("/late")
-async def late(ms: int) -> StreamingResponse:
-    """An answer whose head is there at once, and whose body comes so much later."""
+async def late(after: Path | None = None) -> StreamingResponse:
+    """An answer whose head is there at once, and whose body comes when there is such a file."""
 
     async def body() -> AsyncIterator[bytes]:
-        await asyncio.sleep(ms / 1000)
+        while after and not after.exists():  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.02)
         yield b"at last"
 
     return StreamingResponse(body())
