@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from proofs import certificates
 from proofs.conftest import engine_answers, lacks, require_engine
 from proofs.stack import until
+from stack.cluster import ELECTION_SECONDS, LEADERLESS
 
 BOOT = """
 set -e
@@ -78,7 +79,15 @@ class Node:
         self.id = ""
 
     def docker(self, *arguments: str, check: bool = True, **options: Any) -> str:
-        return run("docker", "-H", self.host, *arguments, check=check, **options)
+        """What this engine says; asked again, where it must succeed, while its swarm elects a leader."""
+        end = time.monotonic() + ELECTION_SECONDS
+        while True:
+            try:
+                return run("docker", "-H", self.host, *arguments, check=check, **options)
+            except AssertionError as error:
+                if not any(words in str(error) for words in LEADERLESS) or time.monotonic() > end:
+                    raise
+            time.sleep(1)
 
     def inside(self, *command: str) -> list[str]:
         """The words as a command that runs on that machine's network."""
@@ -245,9 +254,12 @@ class Cluster:
         self.settle()
 
     def leader(self) -> Node:
-        listed = self.manager.docker("node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}").splitlines()
-        names = [line.split()[0] for line in listed if line.endswith(" Leader")]
-        return next(node for node in self.nodes if [node.name] == names)
+        def found() -> Node | None:
+            listed = self.manager.docker("node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}", check=False)
+            return next((node for node in self.nodes if f"{node.name} Leader" in listed.splitlines()), None)
+
+        leader: Node = until("a leader", found, 2 * ELECTION_SECONDS)
+        return leader
 
     def stop_registry(self) -> None:
         run("docker", "stop", self.lan)
@@ -259,8 +271,8 @@ class Cluster:
         """Until every node is ready, and the managers agree."""
 
         def ready() -> bool:
-            states = self.manager.docker("node", "ls", "--format", "{{.Status}}", check=False).split()
-            return states == ["Ready"] * len(self.nodes)
+            listed = self.manager.docker("node", "ls", "--format", "{{.Status}} {{.ManagerStatus}}", check=False)
+            return sorted(listed.splitlines()) == ["Ready Leader", *["Ready Reachable"] * (len(self.nodes) - 1)]
 
         until("all nodes are ready", ready, seconds)
 

@@ -176,8 +176,8 @@ def kill_a_worker(stack: Stack, load: OpenLoop) -> float:
 def pause_a_replica(stack: Stack, load: OpenLoop) -> tuple[float, float]:
     """When it stood still, and when it went on."""
     frozen = stack.containers("app")[-1]
-    docker("pause", frozen)
     begun = load.now
+    docker("pause", frozen)
     load.run_for(2 * int(stack.rows["PROXY_READ_TIMEOUT_SECONDS"]))
     docker("unpause", frozen)
     return begun, load.now

@@ -98,6 +98,7 @@ SMALL_BUDGET = {
 # For stacks under load, on a machine that may be slow for a while: what is proved there is loss, not time. The drain
 # is still shorter than a restart, and idle connections still die while requests come.
 PATIENT_BUDGET = {
+    "CLIENT_HEADER_TIMEOUT_SECONDS": "10",  # a client without a CPU connects, and then asks
     "DRAIN_SECONDS": "4",  # an nginx without a CPU uses a connection past its time
     "PROXY_NEXT_UPSTREAM_TIMEOUT_MS": "4000",
     "PROXY_READ_TIMEOUT_SECONDS": "14",
@@ -263,7 +264,9 @@ class Stack:
         if self.way == "compose":
             self.compose("down", "--volumes", "--rmi", "local", "--remove-orphans")
             mine = f"label=com.docker.compose.project={self.project}"  # a deploy leaves the image it has replaced
-            subprocess.run(["docker", "image", "prune", "--force", "--filter", mine], check=True, capture_output=True)
+            prune = ["docker", "image", "prune", "--force", "--filter", mine]
+            # The engine does one at a time, and refuses another stack's meanwhile.
+            until("its images' end", lambda: subprocess.run(prune, capture_output=True).returncode == 0)
         else:
             self.make("down")
             shutil.rmtree(self.folder, ignore_errors=True)

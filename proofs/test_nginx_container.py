@@ -21,7 +21,9 @@ pytestmark = pytest.mark.xdist_group("compose")
 def contained() -> Iterator[Stack]:
     """nginx alone in its container, without an app; it may be that it did not start."""
     require_engine()
-    stack = Stack("compose", "contained", CLIENT_KEEPALIVE_MIN_SECONDS="20")
+    # Each of these is longer than a few commands of the engine take.
+    rows = {"CLIENT_KEEPALIVE_MIN_SECONDS": "30", "NGINX_SHUTDOWN_SECONDS": "30", "STOP_GRACE_SECONDS": "40"}
+    stack = Stack("compose", "contained", **rows)
     try:
         stack.compose("up", "--detach", "--no-deps", "nginx")
         yield stack
@@ -57,7 +59,12 @@ def test_a_reload_leaves_idle_client_connections_open_for_what_is_on_its_way(con
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         before = {pid for pid, title in titles(container).items() if "worker process" in title}
         contained.compose("exec", "-T", "nginx", "nginx", "-c", "/run/nginx/nginx.conf", "-s", "reload")
-        until("the old workers are leaving", lambda: all(leaving(titles(container), pid) for pid in before))
+
+        def old_ones_leave() -> bool:
+            now = titles(container)
+            return all(leaving(now, pid) for pid in before)
+
+        until("the old workers are leaving", old_ones_leave)
         try:
             connection.sendall(b"GET /nginx-health HTTP/1.1\r\nHost: a\r\n\r\n")
             answer = connection.recv(4096)

@@ -292,7 +292,7 @@ def swarm() -> Iterator[SwarmStack]:
 def test_each_node_answers_with_its_own_app_and_the_clients_address(swarm: SwarmStack) -> None:
     for node in swarm.cluster.nodes:
         for address, client in ((node.address, swarm.cluster.here), (f"[{node.address6}]", swarm.cluster.ipv6(254))):
-            seen = httpx.get(f"http://{address}/").json()
+            seen = httpx.get(f"http://{address}/", timeout=DEADLINE).json()
             assert seen["replica"] == f"app-{node.id}", f"{node.name} answers with another machine's app"
             assert seen["client"] == client, f"the client {client} is {seen['client']} to the app"
 
@@ -384,7 +384,7 @@ def test_a_trace_has_an_end_while_an_engine_stands_still(swarm: SwarmStack) -> N
     """The log of all nodes has none then, and now and then while all are well."""
     asked, _, other = swarm.cluster.nodes
     key = uuid.uuid4().hex
-    httpx.get(f"http://{asked.address}/", headers={"X-Request-ID": key})
+    httpx.get(f"http://{asked.address}/", headers={"X-Request-ID": key}, timeout=DEADLINE)
     until("nginx's line of it", lambda: swarm.make("trace", ID=key).stdout)
     stopped = other.engine()
     os.kill(stopped, signal.SIGSTOP)
@@ -462,7 +462,7 @@ def test_what_cannot_be_deployed_is_said_in_one_line_and_changes_nothing(swarm: 
 
 def test_a_load_test_sends_from_all_nodes_and_is_reached_from_nowhere(swarm: SwarmStack) -> None:
     objectives = {f"SLO_{name}_MS": "60000" for name in ("P50", "P95", "P99")} | {"SLO_MIN_RPS": "1"}
-    rows = {"SHAPE": "closed", "USERS": "6", "SECONDS": "5", "WARMUP_SECONDS": "1", "PROCESSES": "3"}
+    rows = {"SHAPE": "closed", "USERS": "6", "SECONDS": "30", "WARMUP_SECONDS": "1", "PROCESSES": "3"}
     environ = swarm.environ | objectives | {f"LOADTEST_{name}": value for name, value in rows.items()}
     running = subprocess.Popen(
         [sys.executable, "-m", "stack", "loadtest"], cwd=swarm.root, env=environ | {"SLO_ERROR_SHARE": "0"},
@@ -470,9 +470,10 @@ def test_a_load_test_sends_from_all_nodes_and_is_reached_from_nowhere(swarm: Swa
     )  # fmt: skip
     worker = f"{swarm.project}_loadtest_locust-worker"
     try:
-        until("each node has a worker", lambda: all(node.containers(worker) for node in swarm.cluster.nodes))
+        nodes = swarm.cluster.nodes
+        until("each node has a worker", lambda: all(node.containers(worker) for node in nodes), 4 * DEADLINE)
         assert_only_nginx_is_reached(swarm)
-        said, _ = running.communicate(timeout=3 * DEADLINE)
+        said, _ = running.communicate(timeout=5 * DEADLINE)
     finally:
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGTERM)
@@ -515,7 +516,7 @@ def test_files_and_kept_answers_are_those_of_the_version_on_every_node(swarm: Sw
         for client in clients():
 
             def forgotten(client: httpx.Client = client) -> bool:
-                with suppress(httpx.ConnectError):
+                with suppress(httpx.TransportError):  # this nginx is being replaced
                     return twice(client, address)[0] == "MISS"
                 return False
 
@@ -646,7 +647,8 @@ def test_a_version_that_does_not_start_is_rolled_back_on_the_swarm(swarm: SwarmS
     assert done.returncode == 1, done.stdout + done.stderr
     assert "APP_MODULE=app.nowhere:app cannot be loaded" in done.stderr
     assert "rolled back" in done.stderr
-    assert [swarm.version(node) for node in swarm.cluster.nodes] == before
+    # One that the swarm has started once more may still fail.
+    until("the old version alone", lambda: [swarm.version(node) for node in swarm.cluster.nodes] == before)
     running.outcome.assert_nothing_lost_or_doubled()
 
 
@@ -741,7 +743,7 @@ def test_a_client_of_the_balancer_arrives_with_its_address(swarm: SwarmStack, tm
         for node in swarm.cluster.nodes:
 
             def seen(node: Node = node) -> Any:
-                with httpx.Client(transport=httpx.HTTPTransport(local_address=client)) as asking:
+                with httpx.Client(transport=httpx.HTTPTransport(local_address=client), timeout=DEADLINE) as asking:
                     said = asking.get(f"http://{address}:{port}/").json()
                 return said if said["replica"] == f"app-{node.id}" else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import subprocess
 import tempfile
@@ -17,7 +18,7 @@ import pytest
 from app.server.settings import read
 from proofs.conftest import started
 from proofs.sockets import ESTABLISHED, TIME_WAIT, tcp_sockets
-from proofs.stack import SMALL_BUDGET, Stack, until
+from proofs.stack import DEADLINE, SMALL_BUDGET, Stack, until
 from stack import native
 from stack.render import render
 from stack.settings import GIVEN, StackSettings, rows
@@ -34,6 +35,7 @@ ECHO: dict[str, Any] = {
     "PROXY_READ_TIMEOUT_SECONDS": "3",
     "APP_KEEPALIVE_SECONDS": "75",
     "WORKER_TIMEOUT_SECONDS": "60",
+    "CLIENT_BODY_TIMEOUT_SECONDS": "20",
     "CLIENT_MAX_BODY_BYTES": str(64 << 20),
     "CLIENT_MAX_UPLOADS_IN_FLIGHT": "1",
     "NGINX_MAX_UPLOADS_IN_FLIGHT": "2",
@@ -171,19 +173,28 @@ def test_nginx_closes_idle_connections_long_before_the_app_would(echo: Stack) ->
 def test_a_worker_that_is_busy_gets_no_more_while_another_is_free(echo: Stack) -> None:
     """Though the busy one was asked through another of nginx's own workers: they share what they know."""
     first, *others = nginx_processes(echo)[1:]
-    with ThreadPoolExecutor(1) as thread, echo.client() as client:
-        try:
-            if others:
-                signal_all([first], "STOP")  # so that another takes the slow request
-            busy = thread.submit(seen, echo, None, "/slow?block=1800")
-            until("the slow request is with the app", lambda: arrived(echo, "/slow"))
-            if others:
-                signal_all([first], "CONT")
-                signal_all(others, "STOP")  # and the first the fast ones
-            fast = {client.get("/").json()["pid"] for _ in range(10)}
-        finally:
-            signal_all([first, *others], "CONT")
-        slow = busy.result()["pid"]
+    tries = itertools.count()
+
+    def asked() -> tuple[int, set[int]] | None:
+        """Who got the slow request, and who the fast ones; None where it was over before those."""
+        path = f"/slow-{next(tries)}"
+        with ThreadPoolExecutor(1) as thread, echo.client() as client:
+            try:
+                if others:
+                    signal_all([first], "STOP")  # so that another takes the slow request
+                busy = thread.submit(seen, echo, None, f"{path}?block=1800")
+                until("the slow request is with the app", lambda: arrived(echo, path))
+                if others:
+                    signal_all([first], "CONT")
+                    signal_all(others, "STOP")  # and the first the fast ones; what the others know stands still
+                if echo.metric("http_requests_in_flight") < 1:
+                    return None
+                fast = {client.get("/").json()["pid"] for _ in range(10)}
+            finally:
+                signal_all([first, *others], "CONT")
+            return busy.result()["pid"], fast
+
+    slow, fast = until("a slow request and fast ones beside it", asked)
     assert slow not in fast, "a fast request was given to the worker that is busy"
 
 
@@ -200,8 +211,10 @@ def test_all_workers_are_used(echo: Stack) -> None:
 def test_workers_that_were_too_slow_once_are_asked_again_at_once(echo: Stack) -> None:
     """Both answer too late; then both are idle."""
     with ThreadPoolExecutor(2) as threads, echo.client() as client:
-        slow = list(threads.map(lambda _: client.get("/?block=4500"), range(2)))
-        assert [answer.status_code for answer in slow] == [504, 504], f"4.5 s got {[a.status_code for a in slow]}"
+        slow = list(threads.map(lambda _: client.get("/?block=6000"), range(2)))
+        assert [answer.status_code for answer in slow] == [504, 504], f"6 s got {[a.status_code for a in slow]}"
+        for slot in range(int(echo.rows["WORKERS"])):  # each has come to its end
+            httpx.get(f"http://127.0.0.1:{echo.app_port + slot}/", timeout=DEADLINE)
         after = [client.get("/").status_code for _ in range(10)]
     assert after == [200] * 10, f"after two slow requests, quick ones got {after}"
 

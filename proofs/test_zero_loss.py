@@ -25,8 +25,10 @@ from proofs.sockets import SYN_SENT, tcp_sockets
 from proofs.stack import DEADLINE, PATIENT_BUDGET, SMALL_BUDGET, Stack, alive, until
 from stack.settings import GIVEN, StackSettings, faults, rows
 
-RECYCLING = PATIENT_BUDGET | {"MAX_REQUESTS": "300", "MAX_REQUESTS_JITTER": "100"}
-LASTING = PATIENT_BUDGET | {"MAX_REQUESTS": "0"}  # a worker leaves only when it is told to
+# A client without a CPU for a while uses a connection that has been idle for as long.
+PATIENT = PATIENT_BUDGET | {"CLIENT_KEEPALIVE_MIN_SECONDS": "5"}
+RECYCLING = PATIENT | {"MAX_REQUESTS": "300", "MAX_REQUESTS_JITTER": "100"}
+LASTING = PATIENT | {"MAX_REQUESTS": "0"}  # a worker leaves only when it is told to
 # In Compose workers are forked, natively each imports: what is proved of both ways is proved of both rows.
 NATIVE = {"WORKER_START": "import"}
 # One load at a time: two would be each other's noise.
@@ -99,14 +101,20 @@ def test_nothing_is_lost_in_ten_reloads(event_stack: Stack) -> None:
 def test_the_number_of_ready_workers_never_drops(event_stack: Stack) -> None:
     """While a reload and recycling go on, at each look."""
     looks: list[list[str]] = []
+    container = event_stack.containers("app")[0] if event_stack.way == "compose" else ""
+
+    def reload() -> None:
+        events.reload(event_stack, load, 2)
+        while len(looks) <= 10:  # each takes as long as the engine does
+            events.reload(event_stack, load, 1)
+
     with OpenLoop(event_stack, RATE) as load:
-        reloading = threading.Thread(target=events.reload, args=(event_stack, load, 2))
+        reloading = threading.Thread(target=reload)
         reloading.start()
         while reloading.is_alive():
-            looks.append([worker["state"] for worker in event_stack.workers()])
+            looks.append([worker["state"] for worker in event_stack.workers(container)])
             load.run_for(0.02)
         reloading.join()
-    assert len(looks) > 10
     serving = [sum(state in ("ready", "retiring") for state in look) for look in looks]
     assert min(serving) >= 2, f"{min(serving)} in {looks[serving.index(min(serving))]}"
     load.outcome.assert_nothing_lost_or_doubled()
@@ -222,7 +230,7 @@ def test_nothing_is_lost_when_a_replica_is_stopped(two: Stack) -> None:
 def assert_only_in_flight_lost(load: OpenLoop, killed: float) -> None:
     assert not load.outcome.doubled
     assert load.outcome.lost_since(killed) == [], f"lost after the kill at {killed:.2f} s: {load.outcome}"
-    assert len(load.outcome.lost) <= 20, f"more than were in flight: {load.outcome}"
+    assert len(load.outcome.lost) <= open_loop.MOST_UNDER_WAY, f"more than were in flight: {load.outcome}"
     assert load.outcome.applied >= load.outcome.answered["POST"]
 
 
@@ -251,7 +259,8 @@ def test_a_frozen_replica_holds_few_requests_and_is_used_again(two: Stack) -> No
     sent_meanwhile = (ended - begun) * RATE
     assert len(lost) < 0.1 * sent_meanwhile, load.outcome
     assert max(load.outcome.latencies) < read_timeout + 5, "somebody waited for longer than the budget"
-    assert not [entry for entry in lost if not begun - 1 <= entry[0] <= ended], load.outcome
+    # Those first sent to it may have been due sooner, where the load had no CPU.
+    assert not [entry for entry in lost if not begun - 5 <= entry[0] <= ended], load.outcome
     assert not load.outcome.doubled
     names = {container[:12] for container in two.containers("app")}
     with two.client() as client:

@@ -397,6 +397,8 @@ def _remove(settings: StackSettings, stack: str = "") -> None:
         found = json.loads(cluster.docker("inspect", "--type", "task", *tasks, check=False) or "[]")
         tasks = [task["ID"] for task in found if task["Status"]["State"] not in ENDED]
         time.sleep(0.2)
+    # The swarm keeps a network as long as a task has it.
+    cluster.docker("stack", "rm", "--detach=true", stack or project(), check=False)
 
 
 def up(settings: StackSettings, table: dict[str, str]) -> None:
