@@ -95,6 +95,10 @@ SMALL_BUDGET = {
     "APP_CPUS": "2.0",
 }
 
+# As committed. For stacks whose long answers are proved to outlive the deadline: nothing else is to cut them where a
+# machine stands still.
+MOVES = {"CLIENT_SEND_TIMEOUT_SECONDS": "10", "ANSWER_STALL_SECONDS": "30", "PROXY_READ_TIMEOUT_SECONDS": "35"}
+
 # For stacks under load, on a machine that may be slow for a while: what is proved there is loss, not time. The drain
 # is still shorter than a restart, and idle connections still die while requests come.
 PATIENT_BUDGET = {

@@ -20,7 +20,7 @@ from proofs.database import Database, running
 from proofs.events import docker
 from proofs.open_loop import OpenLoop
 from proofs.shop import ORDER
-from proofs.stack import Stack, until
+from proofs.stack import DEADLINE, Stack, until
 
 pytestmark = pytest.mark.xdist_group("load")
 # A handler that asks the database for longer than its deadline allows.
@@ -44,7 +44,7 @@ def database() -> Iterator[Database]:
 
 @pytest.fixture(scope="module")
 def stack(database: Database) -> Iterator[Stack]:
-    rows = {"APP_MODULE": "app.slow:app", "REQUEST_DEADLINE_SECONDS": "4",
+    rows = {"APP_MODULE": "app.slow:app", "REQUEST_DEADLINE_SECONDS": "8",
             "PROXY_NEXT_UPSTREAM_TIMEOUT_MS": "2000"}  # fmt: skip
     yield from started(shop.native("shop", database, {"app/slow.py": SLOW}, **rows))
 
@@ -192,9 +192,10 @@ def test_when_the_database_goes_and_comes_the_app_answers_again_and_no_order_is_
             load.run_for(2 * int(stack.rows["WORKER_TIMEOUT_SECONDS"]) / 10)
             assert [client.get(path).status_code for path in ("/nginx-health", "/docs")] == [200, 200]
             for slot in range(2):
-                assert httpx.get(f"http://127.0.0.1:{stack.app_port + slot}/readyz").status_code == 200
+                ready = httpx.get(f"http://127.0.0.1:{stack.app_port + slot}/readyz", timeout=DEADLINE)
+                assert ready.status_code == 200
             assert client.get("/health/database").status_code == 503
-        until("an answer", lambda: client.get("/health/database").status_code == 200, seconds=5)
+        until("an answer", lambda: client.get("/health/database").status_code == 200)
         # Those that waited for the database have the pool's places first; who comes meanwhile may be refused.
         until("two seconds of orders, none of them lost", lambda: none_lost(load, 2))
     assert [worker["pid"] for worker in stack.workers()] == before, "a worker was replaced because of the database"
@@ -244,7 +245,7 @@ def test_a_shop_that_starts_without_its_database_refuses_orders_until_it_comes()
             assert client.get("/health/database").status_code == 503
             for other in others:
                 other.kill()
-            until("an answer", lambda: client.get("/health/database").status_code == 200, seconds=5)
+            until("an answer", lambda: client.get("/health/database").status_code == 200)
     finally:
         for other in others:
             other.kill()

@@ -19,7 +19,7 @@ from proofs.stack import Stack
 pytestmark = pytest.mark.xdist_group("native")
 
 ATTACKERS = 2000
-PATIENCE = 5  # seconds that nginx waits for a client
+PATIENCE = 8  # seconds that nginx waits for a client
 PLACES = 4  # requests that the app's one worker gets at a time
 ROWS: dict[str, Any] = {
     "APP_MODULE": "proofs.apps.bulk:app",

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from proofs.conftest import require_engine, started
-from proofs.stack import DEADLINE, ROOT, Stack
+from proofs.stack import DEADLINE, MOVES, ROOT, Stack
 
 ROWS = 300_000
 
@@ -30,7 +30,7 @@ def write_table(path: Path) -> None:
 
 def native() -> Iterator[Stack]:
     app = "proofs.applications.datasette_tables:app"
-    stack = Stack("native", "datasette", APP_MODULE=app, DATASETTE_SECRET="of a proof")
+    stack = Stack("native", "datasette", **MOVES, APP_MODULE=app, DATASETTE_SECRET="of a proof")
     yield from started(stack, lambda stack: write_table(stack.folder / "data/orders.db"))
 
 
@@ -41,7 +41,7 @@ def compose(folder: Path) -> Iterator[Stack]:
         "app/tables.py": (ROOT / "proofs/applications/datasette_tables.py").read_text(),
         ".env.app": "DATASETTE_SECRET=${DATASETTE_SECRET:?set it in the shell}\n",
     }
-    rows = {"APP_MODULE": "app.tables:app", "APP_ENV_FILE": ".env.app"}
+    rows = MOVES | {"APP_MODULE": "app.tables:app", "APP_ENV_FILE": ".env.app"}
     stack = Stack("compose", "datasette", files=files, **rows, DATASETTE_SECRET="of a proof")
     with contextmanager(started)(stack, lambda stack: stack.add("datasette")):
         write_table(folder / "orders.db")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from proofs.conftest import started
-from proofs.stack import Stack
+from proofs.stack import MOVES, Stack
 
 pytestmark = pytest.mark.xdist_group(__name__)
 
@@ -16,7 +16,7 @@ FACTORY = "proofs.applications.litestar_orders:create_app"
 
 @pytest.fixture(scope="module")
 def orders() -> Iterator[Stack]:
-    yield from started(Stack("native", "litestar", APP_MODULE=f"{FACTORY}()"))
+    yield from started(Stack("native", "litestar", **MOVES, APP_MODULE=f"{FACTORY}()"))
 
 
 def test_requests_are_answered(orders: Stack) -> None:

@@ -12,7 +12,7 @@ from mcp import Client
 from mcp.client.sse import sse_client
 
 from proofs.conftest import started
-from proofs.stack import PATIENT_BUDGET, Stack
+from proofs.stack import MOVES, PATIENT_BUDGET, Stack
 
 pytestmark = pytest.mark.xdist_group(__name__)
 
@@ -26,7 +26,7 @@ BOTH_PROTOCOLS = pytest.mark.parametrize("mode", MODES)
 BOTH_TRANSPORTS = pytest.mark.parametrize("transport", TRANSPORTS)
 
 
-ROWS = {"APP_MODULE": "proofs.applications.mcp_report:app", "STICKY_SESSIONS": "cookie"}
+ROWS = MOVES | {"APP_MODULE": "proofs.applications.mcp_report:app", "STICKY_SESSIONS": "cookie"}
 
 
 @pytest.fixture(scope="module")
