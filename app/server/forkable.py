@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -49,7 +50,10 @@ def _threads_that_survive_a_fork() -> int:
     if not child:
         os._exit(0)
     os.waitpid(child, 0)
-    return others()
+    end = time.monotonic() + 1  # one that has ended is listed until the kernel has seen to it
+    while (left := others()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return left
 
 
 def _not_to_be_shared(number: int, name: str) -> str:
