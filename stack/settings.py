@@ -110,7 +110,6 @@ class StackSettings(MigrationSettings, Settings):
     app_cpus: Cpus
     locust_cpus: Cpus
     locust_memory: Memory
-    locust_tmp: Memory
     locust_pids: Count
 
     loadtest_module: Annotated[

@@ -132,7 +132,6 @@ def of_sockets(name: str, does: str, before: str, *rows: str) -> Setting:
 SETTINGS: list[Setting | Unproven] = [
     sized("nginx", "Uploads"),
     sized("app", "Temporary files of the app"),
-    sized("locust", "Temporary files of Locust"),
     of_sockets(
         "services.nginx.sysctls.net.ipv4.tcp_rmem",
         "What the kernel holds of what the app has sent and nginx has not read.",
@@ -511,19 +510,6 @@ SETTINGS: list[Setting | Unproven] = [
         "removed",
         in_place_of("    networks: [edge, load]\n", "    networks: [edge]\n"),
         [WEB_UI],
-    ),
-    Setting(
-        named("services.locust.tmpfs"),
-        "What Locust may write to: `make loadtest` draws its chart there.",
-        "none",
-        "removed",
-        in_place_of(
-            '    networks: [edge, load]\n    tmpfs: ["/tmp:size=${LOCUST_TMP}"]\n', "    networks: [edge, load]\n"
-        ),
-        [
-            "proofs/test_loadtest.py::test_a_load_test_exits_0_exactly_when_its_objectives_are_met_and_leaves_a_report"
-            "[compose-closed]"
-        ],
     ),
     Setting(
         named("services.locust.depends_on.nginx"),
