@@ -3,8 +3,8 @@
 `make lab`: python -m bench lab [EXPERIMENT...], all experiments within 50 minutes, and a page with pictures of them.
 
 Exit status 0: every goal is met. 1: one is missed. 3: none is missed, but one is undecided, because the bound is within
-the median's confidence interval: run it again when the machine is quiet. 2: an experiment could not run. 130: stopped
-by Ctrl-C; what was measured until then is kept.
+the median's confidence interval: run it again when the machine is quiet, shell with ROUNDS=60. 2: an experiment could
+not run. 130: stopped by Ctrl-C; what was measured until then is kept.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a script it is ignored
     try:
         return (run_lab if everything else run)(list(dict.fromkeys(names)))
-    except (SettingsError, Failure) as error:
+    except (SettingsError, Failure, CannotRun) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

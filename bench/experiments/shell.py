@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from contextlib import ExitStack
 from functools import partial
@@ -10,11 +11,11 @@ from functools import partial
 from bench import harness, target
 from bench.harness import Comparison, Progress, Result, Variant
 from bench.load import Request
-from bench.processes import Bench
+from bench.processes import Bench, CannotRun
 from bench.ratios import Goal
 
 QUESTION = "How much more CPU does a request take with the whole shell around the app?"
-ROUNDS = 18
+ROUNDS = 18  # or as many as the variable ROUNDS says: with 60, in 15 minutes, a goal that is near is decided
 # One worker, so that the load has a CPU of its own; these keep it busy.
 CONNECTIONS = 32
 GOALS = {"GET": Goal("at most", 1.12), "POST": Goal("at most", 1.08)}
@@ -46,14 +47,22 @@ def requests() -> list[Request]:
     return [target.asked(request) for request in REQUESTS[:1]] if own else list(REQUESTS)
 
 
+def rounds() -> int:
+    """Raises CannotRun where the variable is no number of them."""
+    text = os.environ.get("ROUNDS", str(ROUNDS))
+    if not text.isdecimal() or not int(text):
+        raise CannotRun(f"ROUNDS={text}: it must be a whole number from 1 on, such as 60")
+    return int(text)
+
+
 def seconds() -> float:
-    return harness.seconds_anew(variants=2, rounds=ROUNDS, requests=len(requests()))
+    return harness.seconds_anew(variants=2, rounds=rounds(), requests=len(requests()))
 
 
 def run(progress: Progress) -> Result:
-    result = Result()
+    result = Result(notes=[f"{rounds()} pairs of new processes (ROUNDS={rounds()})"])
     starts = [partial(_started, name=name) for name in (SHELL, BARE)]
-    of_all = harness.measure_anew(starts, requests(), ROUNDS, CONNECTIONS, progress)
+    of_all = harness.measure_anew(starts, requests(), rounds(), CONNECTIONS, progress)
     for request, found in zip(requests(), of_all, strict=True):
         harness.add_rounds(result, request, found)
         ratio = harness.cpu_ratio(found[SHELL], found[BARE], "app")

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,6 +16,7 @@ from bench.harness import Comparison, Result, Variant, require_same_answer
 from bench.load import Outcome, Request
 from bench.processes import CannotRun, process
 from bench.ratios import Figures, Goal
+from stack.settings import ROOT
 
 GET, POST = Request("GET", "/"), Request("POST", "/")
 Serve = Callable[..., Variant]
@@ -115,6 +119,14 @@ def test_the_exit_status_tells_a_goal_that_is_missed_from_one_that_is_undecided(
     assert command.status([met, result(3.0, goal=None)]) == 0
     assert command.status([met, undecided]) == 3
     assert command.status([met, undecided, missed]) == 1
+
+
+@pytest.mark.parametrize("rounds", ["many", "0"])
+def test_rounds_that_are_no_number_are_one_line(rounds: str) -> None:
+    words = [sys.executable, "-m", "bench", "shell"]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | {"ROUNDS": rounds}, capture_output=True, text=True)
+    said = f"ROUNDS={rounds}: it must be a whole number from 1 on, such as 60\n"
+    assert (done.returncode, done.stderr) == (2, said)
 
 
 def test_an_unknown_experiment_is_one_line_that_names_the_known(
