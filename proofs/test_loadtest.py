@@ -14,6 +14,7 @@ import pytest
 
 from proofs.conftest import require_engine
 from proofs.stack import PATIENT_BUDGET, ROOT, Stack
+from proofs.test_loadtest_run import held_back
 
 REPORTS = ROOT / "reports"
 SMALL = {"LOADTEST_SECONDS": "6", "LOADTEST_WARMUP_SECONDS": "1", "LOADTEST_USERS": "10", "LOADTEST_RATE": "20"}
@@ -50,11 +51,7 @@ def test_a_load_test_exits_0_exactly_when_its_objectives_are_met_and_leaves_a_re
     done = stack.make("loadtest", LOADTEST_SHAPE=shape, **SMALL, **EASY)
     folder = report["folder"] = left_by(done)
     summary = json.loads((folder / "summary.json").read_text())
-    met = {row["objective"]: row["met"] for row in summary["objectives"]}
-    # On a slow machine the arrivals may be held back; everything else is met with such easy objectives.
-    held_back = not met.pop("achieved / intended rate", True)
-    assert all(met.values()), done.stdout
-    assert (done.returncode == 0) == (not held_back), done.stdout + done.stderr
+    assert (done.returncode == 0) == (not held_back(summary, done.stdout)), done.stdout + done.stderr
     assert summary["measured"]["requests"] > 0
     for name in ("report.html", "requests.csv", "history.csv", "throughput.svg", "percentiles.svg"):
         assert (folder / name).stat().st_size > 0

@@ -126,6 +126,14 @@ def summary(folder: Path) -> dict[str, Any]:
     return content
 
 
+def held_back(summary: dict[str, Any], output: str) -> bool:
+    """Whether a busy machine has held arrivals back; fails where any other objective was missed."""
+    met = {row["objective"]: row["met"] for row in summary["objectives"]}
+    arrivals = met.pop("achieved / intended rate", True)  # a closed loop has none
+    assert all(met.values()), output
+    return not arrivals
+
+
 def wait_for_requests(stack: Stack, count: int) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while len(stack.paths) < count:
@@ -137,14 +145,11 @@ def test_a_run_within_the_objectives_exits_0_and_leaves_a_report(tmp_path: Path,
     rows = {"LOADTEST_SHAPE": "rate", "LOADTEST_SECONDS": "4", "LOADTEST_WARMUP_SECONDS": "4"}
     status, output = finish(start(tmp_path, stack.url, **rows))
 
-    # On a busy machine the arrivals may be held back; everything else is met with such easy objectives.
-    met = {row["objective"]: row["met"] for row in summary(tmp_path)["objectives"]}
-    held_back = not met.pop("achieved / intended rate")
-    assert all(met.values()), output
-    assert (status == 0) == ("all objectives met" in output) == (not held_back), output
+    late = held_back(summary(tmp_path), output)
+    assert (status == 0) == ("all objectives met" in output) == (not late), output
     assert re.search(r"^   3 s of 4  60 users  \d+ req/s  p95 \d+ ms  0 failures$", output, re.MULTILINE), output
     assert re.search(r"^p95 +\d+ms +<= 5000ms +pass$", output, re.MULTILINE), output
-    verdict = "FAIL" if held_back else "pass"
+    verdict = "FAIL" if late else "pass"
     assert re.search(rf"^achieved / intended rate +\S+ +>= 0.95 +{verdict}$", output, re.MULTILINE), output
     (run,) = tmp_path.iterdir()
     assert f"report: {tmp_path.name}/{run.name}" in output

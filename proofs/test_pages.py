@@ -15,6 +15,7 @@ import pytest
 from proofs import certificates
 from proofs.conftest import lacks
 from proofs.stack import ROOT, SMALL_BUDGET, Stack, until
+from proofs.test_loadtest_run import held_back
 
 OWN = "proofs/test_own_files.py::test_the_readmes_five_commands_bring_a_starlette_app_from_a_fresh_clone_to_an_answer"
 SHOP = "proofs/test_shop.py::test_the_readme_brings_the_shop_into_the_stack"
@@ -125,11 +126,8 @@ def test_the_commands_for_a_load_test_leave_a_report_each() -> None:
             assert "p99" in done.stdout, done.stdout + done.stderr
             reports = sorted((stack.root / "reports").glob("*/summary.json"))
             assert len(reports) == number
-            objectives = json.loads(reports[-1].read_text())["objectives"]
-            missed = {row["objective"] for row in objectives if not row["met"]}
-            # Of the arrivals of two seconds a busy machine may hold some back.
-            assert missed <= {"achieved / intended rate"}, done.stdout
-            assert (done.returncode == 0) == (not missed), done.stdout + done.stderr
+            late = held_back(json.loads(reports[-1].read_text()), done.stdout)
+            assert (done.returncode == 0) == (not late), done.stdout + done.stderr
             assert (reports[-1].parent / "report.html").exists()
 
 

@@ -15,7 +15,7 @@ from proofs.events import RATE
 from proofs.open_loop import OpenLoop
 from proofs.stack import Stack, until
 from proofs.test_tls import put_for_all, reload_nginx, served
-from proofs.test_zero_loss import PATIENT
+from proofs.test_zero_loss import LASTING
 
 VERSIONS = ["HTTP/1.1", "HTTP/2"]
 RENEWALS = 10
@@ -29,7 +29,7 @@ def secure(request: pytest.FixtureRequest) -> Iterator[Stack]:
         require_engine()
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        stack = Stack(request.param, "tls-load", **PATIENT | {"MAX_REQUESTS": "0"}, TLS="files", TLS_FOLDER=folder)
+        stack = Stack(request.param, "tls-load", **LASTING, TLS="files", TLS_FOLDER=folder)
         try:
             stack.up()
             yield stack

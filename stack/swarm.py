@@ -391,14 +391,15 @@ def _remove_unused() -> None:
 def _remove(settings: StackSettings, stack: str = "") -> None:
     """The stack, with a wait for the end of its containers: that of docker stack rm itself may have no end."""
     tasks = [task["ID"] for service in cluster.services(stack) for task in cluster.tasks(service["Spec"]["Name"])]
-    cluster.docker("stack", "rm", "--detach=true", stack or project(), check=False)
+    remove = ("stack", "rm", "--detach=true", stack or project())
+    cluster.docker(*remove, check=False)
     end = time.monotonic() + settings.stop_grace_seconds + 10
     while tasks and time.monotonic() < end:
         found = json.loads(cluster.docker("inspect", "--type", "task", *tasks, check=False) or "[]")
         tasks = [task["ID"] for task in found if task["Status"]["State"] not in ENDED]
         time.sleep(0.2)
     # The swarm keeps a network as long as a task has it.
-    cluster.docker("stack", "rm", "--detach=true", stack or project(), check=False)
+    cluster.docker(*remove, check=False)
 
 
 def up(settings: StackSettings, table: dict[str, str]) -> None:

@@ -60,9 +60,10 @@ def seconds() -> float:
 
 
 def run(progress: Progress) -> Result:
-    result = Result(notes=[f"{rounds()} pairs of new processes (ROUNDS={rounds()})"])
+    pairs = rounds()
+    result = Result(notes=[f"{pairs} pairs of new processes (ROUNDS={pairs})"])
     starts = [partial(_started, name=name) for name in (SHELL, BARE)]
-    of_all = harness.measure_anew(starts, requests(), rounds(), CONNECTIONS, progress)
+    of_all = harness.measure_anew(starts, requests(), pairs, CONNECTIONS, progress)
     for request, found in zip(requests(), of_all, strict=True):
         harness.add_rounds(result, request, found)
         ratio = harness.cpu_ratio(found[SHELL], found[BARE], "app")
