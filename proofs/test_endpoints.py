@@ -9,7 +9,7 @@ import uuid
 import pytest
 from websockets.sync.client import connect
 
-from proofs.stack import Stack
+from proofs.stack import DEADLINE, Stack
 
 ORDER = {
     "customer": {"name": "Ada Lovelace", "email": "ada@example.com", "address": "12 St James's Square, London"},
@@ -77,7 +77,7 @@ def test_an_upload_arrives_whole(stack: Stack) -> None:
 
 
 def test_a_websocket_echoes(stack: Stack) -> None:
-    with connect(f"ws://127.0.0.1:{stack.http_port}/ws/echo") as websocket:
+    with connect(f"ws://127.0.0.1:{stack.http_port}/ws/echo", open_timeout=DEADLINE) as websocket:
         for text in ("hello", "ünïcode", "x" * 10_000):
             websocket.send(text)
             assert websocket.recv(timeout=30) == text

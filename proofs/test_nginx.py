@@ -73,7 +73,7 @@ def test_nginx_has_as_many_workers_as_the_row_says(tight: Stack) -> None:
 
 def test_a_websocket_ends_some_seconds_after_a_reload(tight: Stack) -> None:
     """Or the old worker would stay as long as the client does, with the old configuration."""
-    with connect(f"ws://127.0.0.1:{tight.http_port}/ws/echo") as websocket:
+    with connect(f"ws://127.0.0.1:{tight.http_port}/ws/echo", open_timeout=DEADLINE) as websocket:
         before = serving(tight)
         signal_all(nginx_processes(tight)[:1], "HUP")
         until("new workers", lambda: not set(before) & set(serving(tight)))

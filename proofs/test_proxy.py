@@ -13,7 +13,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from proofs.stack import Stack, until
+from proofs.stack import DEADLINE, Stack, until
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_an_event_stream_outlives_the_request_deadline(stack: Stack) -> None:
 
 def test_a_silent_websocket_is_kept_open_by_pings(stack: Stack) -> None:
     """Silent for longer than the proxy's read timeout."""
-    with connect(f"ws://127.0.0.1:{stack.http_port}/ws/echo") as websocket:
+    with connect(f"ws://127.0.0.1:{stack.http_port}/ws/echo", open_timeout=DEADLINE) as websocket:
         time.sleep(int(stack.rows["PROXY_READ_TIMEOUT_SECONDS"]) + 2)  # the silence is what is tested
         websocket.send("still there?")
         assert websocket.recv(timeout=30) == "still there?"

@@ -74,7 +74,7 @@ def test_what_is_under_way_ends_in_an_orderly_way(stoppable: Stack, sign: str) -
             found["stream"] = list(answer.iter_lines())
 
     def websocket() -> None:
-        with connect(f"ws://127.0.0.1:{stoppable.http_port}/ws/echo") as connection:
+        with connect(f"ws://127.0.0.1:{stoppable.http_port}/ws/echo", open_timeout=DEADLINE) as connection:
             connection.send("hello")
             assert connection.recv(timeout=DEADLINE) == "hello"
             found["hello"] = True
