@@ -118,6 +118,7 @@ def test_requests_of_all_addresses_together_are_bounded(strict: Stack) -> None:
         assert answer.headers["retry-after"] == "1"
         assert_json_error(client.get("/files/file"), 503, "Service Unavailable")
         assert client.get("/nginx-health").status_code == 200, "nginx is not healthy because it is full"
+        assert total(strict, "nginx_up") == 1, "a full nginx counts as one that is down"
     until_nothing_is_in_flight(strict)
     with strict.client() as client:
         assert client.get("/").status_code == 200, "the space is not free again"

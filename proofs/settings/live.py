@@ -24,8 +24,16 @@ SETTINGS: list[Setting | Unproven] = [
         "What the live service asks of nginx is no request of a client.",
         "the logs of all others",
         "removed",
-        [(CONF, "        access_log off;\n        stub_status;\n", "        stub_status;\n")],
+        [(CONF, "        access_log off;\n        # In place", "        # In place")],
         [f"{COUNTED}[native]"],
+    ),
+    Setting(
+        ["nginx.conf: server / limit_conn"],
+        "The live service is answered also when all places are taken: a full nginx is not one that is down.",
+        "the limits of the clients",
+        "removed",
+        [(CONF, "        limit_conn uploads 65535;\n", "")],
+        ["proofs/test_limits.py::test_requests_of_all_addresses_together_are_bounded"],
     ),
     Setting(
         ["nginx.conf: server / stub_status"],
