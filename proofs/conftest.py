@@ -46,6 +46,7 @@ def chromium() -> str:
     lacks(f"no browser is installed (looked for {', '.join(names)})", "REQUIRE_BROWSER")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All tests of one way share its stack, so one worker process of pytest-xdist runs them."""
     for item in items:
@@ -57,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not way and "native_stack" in getattr(item, "fixturenames", ()):
             way = "native"
         if way:
-            item.add_marker(pytest.mark.xdist_group(way))
+            item.add_marker(pytest.mark.xdist_group(f"{way}_stack"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,28 +6,44 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from proofs.stack import ROOT
 
 TESTS = """
 import os
 import pytest
 
+@pytest.fixture
+def native_stack():
+    pass
+
+def note(name):
+    with open(name, "a") as file:
+        file.write(os.environ["PYTEST_XDIST_WORKER"] + "\\n")
+
 @pytest.mark.xdist_group("one")
 @pytest.mark.parametrize("number", range(20))
-def test(number):
-    with open("processes", "a") as file:
-        file.write(os.environ["PYTEST_XDIST_WORKER"] + "\\n")
+def test_of_a_group(number):
+    note("group")
+
+@pytest.mark.parametrize("number", range(20))
+def test_of_the_stack(native_stack, number):
+    note("stack")
 """
 
 
-def test_the_tests_of_a_group_run_in_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["group", "stack"])
+def test_the_tests_of_a_group_and_of_a_stack_run_in_one_process(tmp_path: Path, name: str) -> None:
     """Else each process would start a stack of its own. pytest-xdist 3.8 ignores groups with pytest 9.2."""
+    (tmp_path / "conftest.py").write_text("from proofs.conftest import pytest_collection_modifyitems")
     (tmp_path / "test_group.py").write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "--quiet", "--numprocesses=2", "--dist=loadgroup", "test_group.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    processes = (tmp_path / "processes").read_text().split()
-    assert (len(processes), len(set(processes))) == (20, 1), f"20 tests of one group ran in {sorted(set(processes))}"
+    processes = (tmp_path / name).read_text().split()
+    assert (len(processes), len(set(processes))) == (20, 1), f"20 tests of one {name} ran in {sorted(set(processes))}"
 
 
 CONFTEST = """
