@@ -302,7 +302,7 @@ def another_server() -> Seen:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             client.sendall(b"\x00\x01 this is no HTTP\r\n\r\n")
             raw = everything(client)
-        with connect(f"ws://127.0.0.1:{port}/echo") as websocket:
+        with connect(f"ws://127.0.0.1:{port}/echo", open_timeout=30) as websocket:
             websocket.send("by WebSocket")
             echoed = websocket.recv(timeout=10)
     lines = [f"{name} answers {answer}" for name, answer in answers.items()]

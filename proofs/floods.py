@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from hpack import Encoder
 
+from proofs.stack import DEADLINE
+
 COUNT = 200_000
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
 END_STREAM, END_HEADERS = 1, 4
@@ -64,9 +66,10 @@ FLOODS = {flood.__name__: flood for flood in (rapid_reset, continuation, ping, s
 
 def run(name: str, port: int, trust: ssl.SSLContext) -> None:
     """Flood this host's port as fast as nginx takes it, until it closes or reads no more."""
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) as plain:
         connection = trust.wrap_socket(plain, server_hostname="localhost")
         assert connection.selected_alpn_protocol() == "h2"
+        connection.settimeout(5)
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0))
         frames = FLOODS[name](port)
         while batch := b"".join(part for part, _ in zip(frames, range(1000), strict=False)):

@@ -197,8 +197,10 @@ class Client:
     async def send(self, due: float | None = None) -> None:
         """One request, timed from the moment it was due."""
         due = time.monotonic() if due is None else due
-        method = "POST" if random.random() < self.post_share else "GET"
-        key = f"{self.outcome.prefix}-{self.outcome.total}"
+        # In turn and not by chance: a short load has its share of POSTs too.
+        number = self.outcome.total
+        method = "POST" if int((number + 1) * self.post_share) > int(number * self.post_share) else "GET"
+        key = f"{self.outcome.prefix}-{number}"
         self.outcome.sent[method] += 1
         path = "/orders" if method == "POST" else random.choice(self.get_paths)
         head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: {key}\r\n"

@@ -30,7 +30,18 @@ import pytest
 
 from proofs import events
 from proofs.conftest import require_engine, started
-from proofs.stack import DEADLINE, PATIENT_BUDGET, ROOT, SMALL_BUDGET, Stack, alive, free_ports, patched_copy, until
+from proofs.stack import (
+    DEADLINE,
+    PATIENT_BUDGET,
+    ROOT,
+    SMALL_BUDGET,
+    Stack,
+    alive,
+    free_ports,
+    patched_copy,
+    until,
+    whole_lines,
+)
 from proofs.test_worker import raw_get, send_get
 from stack.settings import GIVEN, rows
 
@@ -108,7 +119,7 @@ class Server:
 
     def log(self, level: str = "") -> list[str]:
         """The messages so far; those of one level."""
-        lines = [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]
+        lines = [json.loads(line) for line in whole_lines(self.folder / "log") if line.startswith("{")]
         return [line["message"] for line in lines if level in ("", line["level"])]
 
     def said(self, words: str, seconds: float = DEADLINE) -> str:
@@ -156,6 +167,7 @@ def serving(server: Server) -> Iterator[Server]:
 @pytest.fixture(scope="module", params=["fork", "import"])
 def faulty(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
     with serving(Server(tmp_path_factory.mktemp("faulty"), WORKER_START=request.param, **PATIENT_BUDGET)) as server:
+        until("the observer", lambda: not server.refuses(-1))
         yield server
 
 

@@ -111,7 +111,7 @@ def test_the_durations_are_those_of_the_requests_without_streams(stack: Stack) -
     time.sleep(0.6)
     now = seen()
     assert now[0] - count == 4, "a stream is no duration"
-    assert 1.6 <= now[1] - seconds <= took + 0.1
+    assert 1.59 <= now[1] - seconds <= took + 0.1  # nginx and the app's timer count whole milliseconds
     assert now[2] == fast, "a bucket at the objective SLO_P95_MS tells them apart"
 
 
@@ -221,6 +221,12 @@ def test_a_thousand_watchers_and_one_that_never_reads_harm_nobody(native_stack: 
     idle.connect(("127.0.0.1", stack.live_port))
     crowd: list[socket.socket] = [idle]
     question = f"GET /events HTTP/1.1\r\nHost: localhost:{stack.live_port}\r\n\r\n".encode()
+
+    def has_room() -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return asked(stack, "/metrics").status_code == 200
+        return False
+
     try:
         with watching(stack) as snapshots:
             next(snapshots)
@@ -233,6 +239,7 @@ def test_a_thousand_watchers_and_one_that_never_reads_harm_nobody(native_stack: 
             assert times[-1] - first < 8, "who watches already waits for the others"
             with stack.client() as client:
                 assert client.get("/").status_code == 200
+            until("a place for a question", has_room)
             assert total(stack, "live_watchers") <= 32
             refused = until("a clear refusal", lambda: next((x for x in map(said, crowd[100:]) if b"503" in x), b""))
             assert b"open already" in refused, refused
@@ -260,7 +267,8 @@ def test_at_most_four_updates_a_second(native_stack: Stack) -> None:
 
 def live_pid(stack: Stack) -> int:
     """The native live service's process."""
-    found = subprocess.run(["pgrep", "-f", f"{stack.root}/.venv/bin/python -m live"], capture_output=True, text=True)
+    command = f"{stack.root}/.venv/bin/python -m live"  # and nothing before it, as what starts it again has
+    found = subprocess.run(["pgrep", "-fx", command], capture_output=True, text=True)
     mine = [pid for pid in found.stdout.split() if f"LIVE_PORT={stack.live_port}" in environment(pid)]
     return int(mine[-1]) if mine else 0
 

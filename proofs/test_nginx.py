@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from proofs.conftest import started
-from proofs.stack import DEADLINE, Stack, until
+from proofs.stack import DEADLINE, Stack, until, whole_lines
 from proofs.test_proxy import assert_json_error, raw
 from proofs.test_upstream import nginx_processes, signal_all
 
@@ -101,7 +101,7 @@ def test_what_goes_to_disk_is_said_in_the_log(tight: Stack) -> None:
 def log_text(stack: Stack) -> str:
     log = stack.folder / "access.log"
     assert log.exists(), "there is no access log where the stack's is"
-    return log.read_text()
+    return "\n".join(whole_lines(log))
 
 
 def line_of(stack: Stack, answer: httpx.Response, seconds: float = 20) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from proofs.conftest import require_engine
-from proofs.stack import Stack, until
+from proofs.stack import DEADLINE, Stack, until
 
 pytestmark = pytest.mark.xdist_group("compose")
 
@@ -48,7 +48,7 @@ def answering(stack: Stack) -> str:
 
 def test_nginx_starts_on_a_read_only_root_and_takes_large_bodies(contained: Stack) -> None:
     answering(contained)
-    answer = httpx.post(f"{contained.url}/upload", content=b"x" * 60_000)
+    answer = httpx.post(f"{contained.url}/upload", content=b"x" * 60_000, timeout=DEADLINE)
     assert answer.status_code == 503, f"without an app a body that goes to disk got {answer.status_code}"
 
 

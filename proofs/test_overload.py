@@ -43,7 +43,7 @@ class Held:
 
     def __init__(self, stack: Stack, count: int = ALL) -> None:
         self.release = stack.folder / f"release-{uuid4().hex}"
-        self.client = stack.client()
+        self.client = stack.client(headers={"Connection": "close"})  # threads close each other's idle ones
         self.threads = ThreadPoolExecutor(count)
         self.answers: list[Future[httpx.Response]] = []
         self.count = count

@@ -147,7 +147,8 @@ def test_what_has_no_certificate_of_its_own_is_told_how_to_trust_the_one_that_wa
             file, public = f"{empty}/new/site.pem", Path(f"{empty}/new/trusted/localhost.pem")
             assert f"one for localhost is in {file}" in done.stdout
             assert f"curl does with --cacert {public}" in done.stdout
-            httpx.get(f"{stack.url}/", verify=ssl.create_default_context(cafile=public)).raise_for_status()
+            trust = ssl.create_default_context(cafile=public)
+            httpx.get(f"{stack.url}/", verify=trust, timeout=DEADLINE).raise_for_status()
             assert "PRIVATE KEY" not in public.read_text()
             assert f"https://localhost:{stack.https_port}/ (nginx)" in done.stdout
             assert Path(file).stat().st_mode & 0o077 == 0, "others may read the key"
@@ -255,7 +256,7 @@ def test_a_name_that_nobody_claims_is_not_followed(secure: Stack, scheme: str) -
 
 
 def test_plain_http_on_the_port_of_https_is_a_400_as_json(secure: Stack) -> None:
-    answer = httpx.get(f"http://localhost:{secure.https_port}/")
+    answer = httpx.get(f"http://localhost:{secure.https_port}/", timeout=DEADLINE)
     assert (answer.status_code, answer.json()["error"]) == (400, "Bad Request")
 
 

@@ -22,4 +22,5 @@ def counter() -> None:
 
 
 app = FastAPI()
-ui.run_with(app, storage_secret=os.environ["STORAGE_SECRET"])
+# The timeout is not needed: by default a page loads itself again where it was cut off for 3 s.
+ui.run_with(app, storage_secret=os.environ["STORAGE_SECRET"], reconnect_timeout=30)

@@ -31,6 +31,7 @@ class Visitor:
     def __init__(self, browser: Browser, url: str, complaints: list[str]) -> None:
         self.loads = 0
         self.page = browser.new_page()
+        self.page.set_default_timeout(DEADLINE * 1000)
         self.page.on("load", self._on_load)
         self.page.on("pageerror", lambda error: complaints.append(str(error)))
         self.page.goto(url)

@@ -38,7 +38,13 @@ def test_a_subscription_may_be_silent_for_longer_than_any_timeout(prices: Stack)
     silence = 2 * max(int(prices.rows[limit]) for limit in limits)
 
     async def subscription() -> list[int]:
-        transport = WebsocketsTransport(prices.url.replace("http", "ws") + "/", close_timeout=1)
+        transport = WebsocketsTransport(
+            prices.url.replace("http", "ws") + "/",
+            close_timeout=1,
+            connect_timeout=DEADLINE,
+            ack_timeout=DEADLINE,
+            connect_args={"open_timeout": DEADLINE},
+        )
         async with Client(transport=transport) as session:
             wanted = gql(f"subscription {{ prices(silence: {silence}) }}")
             return [answer["prices"] async for answer in session.subscribe(wanted)]
