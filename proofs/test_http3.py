@@ -331,6 +331,8 @@ MAPPED = "--host-resolver-rules=MAP example.com 127.0.0.1"
 HOP = "performance.getEntriesByType('navigation')[0].nextHopProtocol"
 
 
+# Alone: Chromium gives up what it loads when a network of this machine comes or goes (ERR_NETWORK_CHANGED).
+@pytest.mark.alone
 @pytest.mark.parametrize("protocol", ["h2", "h3"])
 def test_a_browser_that_trusts_the_certificate_has_no_warning(
     quic: Stack, chromium: str, protocol: str, home: Path
@@ -347,6 +349,7 @@ def test_a_browser_that_trusts_the_certificate_has_no_warning(
     assert [complaint for complaint in complaints if "favicon.ico" not in complaint] == []
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not shutil.which("iptables"), reason="iptables is not installed")
 def test_where_udp_is_blocked_a_browser_stays_with_http2(quic: Stack, chromium: str, home: Path) -> None:
     """It reads of HTTP/3 in the first page, and tries it for one of the next: the packets vanish."""
