@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from proofs.stack import ROOT
 
 TESTS = """
@@ -33,8 +31,7 @@ def test_of_the_stack(native_stack, number):
 """
 
 
-@pytest.mark.parametrize("name", ["group", "stack"])
-def test_the_tests_of_a_group_and_of_a_stack_run_in_one_process(tmp_path: Path, name: str) -> None:
+def test_the_tests_of_a_group_and_of_a_stack_run_in_one_process(tmp_path: Path) -> None:
     """Else each process would start a stack of its own. pytest-xdist 3.8 ignores groups with pytest 9.2."""
     (tmp_path / "conftest.py").write_text("from proofs.conftest import pytest_collection_modifyitems")
     (tmp_path / "test_group.py").write_text(TESTS)
@@ -42,8 +39,10 @@ def test_the_tests_of_a_group_and_of_a_stack_run_in_one_process(tmp_path: Path, 
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    processes = (tmp_path / name).read_text().split()
-    assert (len(processes), len(set(processes))) == (20, 1), f"20 tests of one {name} ran in {sorted(set(processes))}"
+    for name in ("group", "stack"):
+        processes = (tmp_path / name).read_text().split()
+        ran = len(processes), len(set(processes))
+        assert ran == (20, 1), f"20 tests of one {name} ran in {sorted(set(processes))}"
 
 
 CONFTEST = """

@@ -178,6 +178,13 @@ def asked(stack: Stack, path: str = "/", **headers: str) -> httpx.Response:
     return httpx.get(f"{stack.live_url}{path}", headers=headers, timeout=DEADLINE)
 
 
+def live_answers(stack: Stack) -> bool:
+    """Whether the live service is there, and has a place for one more question."""
+    with contextlib.suppress(httpx.HTTPError):
+        return asked(stack, "/metrics").status_code == 200
+    return False
+
+
 def test_only_pages_of_its_own_may_ask_it(native_stack: Stack) -> None:
     stack = native_stack
     rebound = asked(stack, Host="attacker.example:8090")
@@ -221,12 +228,6 @@ def test_a_thousand_watchers_and_one_that_never_reads_harm_nobody(native_stack: 
     idle.connect(("127.0.0.1", stack.live_port))
     crowd: list[socket.socket] = [idle]
     question = f"GET /events HTTP/1.1\r\nHost: localhost:{stack.live_port}\r\n\r\n".encode()
-
-    def has_room() -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            return asked(stack, "/metrics").status_code == 200
-        return False
-
     try:
         with watching(stack) as snapshots:
             next(snapshots)
@@ -239,7 +240,7 @@ def test_a_thousand_watchers_and_one_that_never_reads_harm_nobody(native_stack: 
             assert times[-1] - first < 8, "who watches already waits for the others"
             with stack.client() as client:
                 assert client.get("/").status_code == 200
-            until("a place for a question", has_room)
+            until("a place for a question", lambda: live_answers(stack))
             assert total(stack, "live_watchers") <= 32
             refused = until("a clear refusal", lambda: next((x for x in map(said, crowd[100:]) if b"503" in x), b""))
             assert b"open already" in refused, refused
@@ -291,13 +292,9 @@ def test_the_live_service_killed_and_frozen_loses_no_request_and_comes_back(nati
     assert statuses == [200] * 400
     until("another one", lambda: live_pid(stack) not in (0, first))
 
-    def all_counted() -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            return counted(stack, "app", status="200") >= 400
-        return False
-
+    until("its answer", lambda: live_answers(stack))
     # What nobody had read is still there for the next reader, and what was read is counted once.
-    until("all 400 counted by the one that came after", all_counted)
+    until("all 400 counted by the one that came after", lambda: counted(stack, "app", status="200") >= 400)
     assert counted(stack, "app", status="200") < 800
 
 
