@@ -21,7 +21,7 @@ COMMANDS, TABLE = re.findall(r"^```(?:sh|ini)\n(.*?)^```", (ROOT / SHOP / "READM
 ROWS = dict(line.split("=", 1) for line in TABLE.splitlines()) | {"APP_ENV_FILE": ".env.app"}
 
 
-# For deploys under load: an order may wait for as long as a machine is slow that builds an image meanwhile.
+# An order may wait for as long as a machine is slow, that builds an image meanwhile or stands still for some seconds.
 WAITING = {
     "REQUEST_DEADLINE_SECONDS": "40",
     "PROXY_READ_TIMEOUT_SECONDS": "45",
@@ -29,7 +29,7 @@ WAITING = {
     "UVICORN_GRACEFUL_SECONDS": "45",
     "GUNICORN_GRACEFUL_SECONDS": "50",
     "NGINX_SHUTDOWN_SECONDS": "45",
-    "STOP_GRACE_SECONDS": "55",
+    "STOP_GRACE_SECONDS": "60",  # a swarm adds STOP_DELAY_SECONDS
     "REPLACED_WORKER_SECONDS": "60",
 }
 

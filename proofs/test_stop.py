@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +23,10 @@ from websockets.sync.client import connect
 
 from proofs import events
 from proofs.conftest import require_engine, started
+from proofs.open_loop import BODY
 from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
 from proofs.test_live import total
+from proofs.test_tls import nginx_workers
 
 pytestmark = pytest.mark.xdist_group("stop")
 
@@ -41,13 +47,18 @@ def stop(stack: Stack, sign: str = "TERM") -> threading.Thread:
         if stack.way == "compose":
             events.docker("stop", "--signal", f"SIG{sign}", stack.containers("app")[0])
         else:
-            master = json.loads((stack.folder / f"app-{stack.app_port}.status.json").read_text())["master"]
-            stack.kill(master, sign)
-            until("the end of the app", lambda: not Path(f"/proc/{master}").exists())
+            pid = master(stack)
+            stack.kill(pid, sign)
+            until("the end of the app", lambda: not Path(f"/proc/{pid}").exists())
 
     thread = threading.Thread(target=run)
     thread.start()
     return thread
+
+
+def master(stack: Stack) -> int:
+    pid: int = json.loads((stack.folder / f"app-{stack.app_port}.status.json").read_text())["master"]
+    return pid
 
 
 def said(stack: Stack, words: str) -> list[str]:
@@ -135,6 +146,78 @@ def test_an_app_told_to_stop_serves_on_for_its_delay() -> None:
         stack.down()
     assert waited >= delay
     assert answered == [200] * 10
+
+
+def test_an_order_that_finds_its_connection_after_a_standstill_is_placed() -> None:
+    """A machine stands still and goes on, its app before its nginx: what nginx keeps is not closed under a POST."""
+    drain = 6
+    rows = {"UPSTREAM_KEEPALIVE_SECONDS": "5", "DRAIN_SECONDS": f"{drain}", "APP_KEEPALIVE_SECONDS": "60"}
+    rows |= {"UVICORN_GRACEFUL_SECONDS": "15", "NGINX_WORKERS": "1"}
+    stack = Stack("native", "standstill", **PATIENT_BUDGET | rows)
+    clients = [HTTPConnection("127.0.0.1", stack.http_port, timeout=DEADLINE) for _ in range(2)]
+
+    def order(when: str) -> None:
+        for number, client in enumerate(clients):
+            headers = {"Content-Type": "application/json", "Idempotency-Key": f"{when}-{number}"}
+            client.request("POST", "/orders", BODY, headers)
+
+    def statuses() -> list[int]:
+        answers = [client.getresponse() for client in clients]
+        return [answer.status for answer in answers if answer.read()]
+
+    with ExitStack() as ending:
+        for client in clients:
+            ending.callback(client.close)
+        ending.callback(stack.down)
+        stack.up()
+        workers = [worker["pid"] for worker in stack.workers()]
+        with full_log(stack):
+            order("before")
+            assert statuses() == [201, 201]  # one connection to each worker is kept
+            until("nginx waits for its log", lambda: not answers_within(stack, 0.5))
+            order("after")
+            stack.kill(master(stack), "HUP")
+            until("the drain", lambda: draining(stack))
+            try:
+                for pid in workers:
+                    os.kill(pid, signal.SIGSTOP)
+                time.sleep(drain + 1)
+            finally:
+                for pid in workers:
+                    os.kill(pid, signal.SIGCONT)
+            time.sleep(1)  # some turns of their loops
+        assert statuses() == [201, 201]
+
+
+@contextmanager
+def full_log(stack: Stack) -> Iterator[None]:
+    """nginx's access log is a pipe, which takes nothing until the end of the block: nginx stands still as it writes.
+
+    SIGSTOP would not do: it interrupts epoll_wait(), after which nginx sees to its timers before it serves.
+    """
+    path = stack.folder / "access.log"
+    path.unlink()
+    os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        (worker,) = nginx_workers(stack)
+        os.kill(int((stack.folder / "nginx/nginx.pid").read_text()), signal.SIGUSR1)
+        until("the new log", lambda: path in [link.resolve() for link in Path(f"/proc/{worker}/fd").iterdir()])
+        with suppress(BlockingIOError):
+            while True:
+                os.write(pipe, b"x" * 4096)
+        yield
+        os.read(pipe, 1 << 20)
+    finally:
+        path.unlink()
+        os.close(pipe)
+
+
+def answers_within(stack: Stack, seconds: float) -> bool:
+    try:
+        return httpx.get(f"{stack.url}/nginx-health", timeout=seconds).status_code == 200
+    except httpx.TimeoutException:
+        return False
 
 
 def test_an_upload_half_sent_is_finished_by_the_worker_that_began_it() -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("uvicorn.error")
 # What is cancelled at the end has this long to end; then its connection is closed.
 CANCEL_GRACE_SECONDS = 1.0
+# A turn of the loop that took longer: the machine may have stood still. Then nginx finds a client's request before it
+# finds that the time of its idle connection is over, and may use that connection once more.
+STANDSTILL_SECONDS = 1.0
 
 
 async def drain(server: DrainingServer) -> None:
@@ -30,11 +33,15 @@ async def drain(server: DrainingServer) -> None:
     settings, state = server.settings, server.server_state
     await server.announce_close()
     logger.info("draining: %d connections, %d requests in flight", len(state.connections), len(state.tasks))
-    begun = time.monotonic()
+    begun = looked = moves_since = time.monotonic()
     notified: set[object] = set()
     finishing = False
     while state.connections or state.tasks or server.acceptor.connecting or server.acceptor.listeners:
         now = time.monotonic()
+        if now - looked > STANDSTILL_SECONDS:
+            moves_since = now
+        looked = now
+        given_up = now - settings.drain_seconds  # by nginx: what was idle then
         if server.stop_begun and now - server.stop_begun >= settings.uvicorn_graceful_seconds:
             await _cancel_requests(server, "UVICORN_GRACEFUL_SECONDS")
             break
@@ -45,11 +52,11 @@ async def drain(server: DrainingServer) -> None:
             if connection not in notified:
                 notified.add(connection)
                 connection.shutdown()  # a WebSocket is closed with 1012 here
-            elif isinstance(connection, DrainingProtocol) and now - begun >= settings.drain_seconds:
-                connection.close_if_idle_since(now - settings.drain_seconds)
+            elif isinstance(connection, DrainingProtocol) and moves_since <= given_up:
+                connection.close_if_idle_since(given_up)
         for end in list(worker_state.end_event_stream):
             end()
-        if not finishing and now - begun >= settings.drain_seconds:
+        if not finishing and moves_since <= given_up:
             finishing = True
             server.worker.tell_master(messages.Finishing())
             server.metrics.be("finishing")

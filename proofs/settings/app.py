@@ -177,6 +177,14 @@ SETTINGS: list[Setting | Unproven] = [
         [f"{PROOFS}::test_an_idle_connection_answers_on_for_the_drain"],
     ),
     Setting(
+        ["drain.py: STANDSTILL_SECONDS"],
+        "A worker that leaves counts DRAIN_SECONDS anew after a longer turn of its loop: nginx stood still too.",
+        "none: what was idle meanwhile is closed at once",
+        "an hour",
+        [(DRAIN, "STANDSTILL_SECONDS = 1.0", "STANDSTILL_SECONDS = 3600.0")],
+        ["proofs/test_stop.py::test_an_order_that_finds_its_connection_after_a_standstill_is_placed"],
+    ),
+    Setting(
         [".env: STOP_DELAY_SECONDS"],
         "The app serves on for this long where nginx is told to stop in the same moment, and may still ask.",
         "0: it refuses at once",
