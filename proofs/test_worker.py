@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -23,7 +23,7 @@ import pytest
 from proofs.conftest import started
 from proofs.open_loop import OpenLoop
 from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
-from proofs.test_stop import draining, said, stop
+from proofs.test_stop import draining, master, said, stop
 from stack.settings import GIVEN, rows
 
 pytestmark = pytest.mark.xdist_group("worker")
@@ -139,8 +139,7 @@ def test_each_worker_has_a_port_of_its_own(odd: Stack, slot: int) -> None:
 
 def test_the_master_has_imported_what_every_worker_needs(odd: Stack) -> None:
     """By the libraries in its memory; in each worker the imports are most of the CPU of its start."""
-    master = json.loads((odd.folder / f"app-{odd.app_port}.status.json").read_text())["master"]
-    maps = Path(f"/proc/{master}/maps").read_text()
+    maps = Path(f"/proc/{master(odd)}/maps").read_text()
     missing = [name for name in ("uvloop/loop.", "httptools/parser/", "websockets/speedups.") if name not in maps]
     assert not missing, f"each worker imports {missing}"
 
@@ -432,6 +431,29 @@ def test_a_worker_that_hangs_is_killed_and_replaced(odd: Stack) -> None:
     assert pid_of(odd, 1) not in (before, 0), "a worker hung for 40 s and was not replaced"
 
 
+def test_workers_that_stood_still_with_their_master_are_not_taken_for_hung() -> None:
+    """As with a container that is paused, or its machine: the master goes on before its workers do."""
+    stack = Stack("native", "standstill", WORKER_TIMEOUT_SECONDS="4")
+    try:
+        stack.up()
+        workers = [worker["pid"] for worker in stack.workers()]
+        pids = [master(stack), *workers]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            time.sleep(6)
+        finally:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+                time.sleep(0.1)  # in which the master looks
+        time.sleep(2)  # and looks again
+        assert not said(stack, "WORKER TIMEOUT")
+        assert [worker["pid"] for worker in stack.workers()] == workers
+    finally:
+        stack.down()
+
+
 @pytest.fixture
 def leaking() -> Iterator[Stack]:
     yield from started(Stack("native", "leaking", **PATIENT_BUDGET | LEAKS, WORKER_MEMORY_MB=str(MEMORY_MB)))
@@ -540,8 +562,7 @@ def stopped() -> Iterator[tuple[Stack, dict[str, Any]]]:
         with straight(stack, 1) as client, idle_connection(stack) as deaf:
             send_get(deaf, "/deaf?ms=50000")
             found["endless"] = client.get("/nap?ms=50000").status_code
-            master = int(Path(f"/proc/{pid_of(stack, 0)}/stat").read_text().rpartition(")")[2].split()[1])
-            found["metrics"] = list(Path("/dev/shm").glob(f"fastapi-stack-metrics-{master}-*"))
+            found["metrics"] = list(Path("/dev/shm").glob(f"fastapi-stack-metrics-{master(stack)}-*"))
             idle = {path: idle_connection(stack) for path in ("/livez", "/readyz", "/")}
             leaving = stop(stack)
             until("the drain", lambda: draining(stack))

@@ -79,6 +79,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
         self.cpus = cpus.whole(cpus.usable())
         self.fork_servers: dict[int, forkserver.ForkServer] = {}  # by generation; none with WORKER_START=import
         self.need_is_steady = False  # of memory, in all workers of this generation
+        self.looked = time.monotonic()  # for workers that are silent
         self.stopping = False
         self.stops_at: float | None = None  # monotonic time; None: nobody has said so
         self.exit_status = self.WORKER_BOOT_ERROR
@@ -100,6 +101,15 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             forkserver.adopt_orphans()
 
     # --- the loop -------------------------------------------------------------------------------------------
+
+    def murder_workers(self) -> None:
+        """What stood still together with the master is not hung: a container, or its machine, was paused."""
+        now = time.monotonic()
+        if now - self.looked > self.timeout / 2:
+            for worker in self.WORKERS.values():
+                worker.notify()
+        self.looked = now
+        super().murder_workers()
 
     def manage_workers(self) -> None:
         now = time.monotonic()
