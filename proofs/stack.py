@@ -283,14 +283,24 @@ class Stack:
         """Where the native way keeps this stack's files."""
         return Path(f"/tmp/{self.project}-{os.getuid()}")
 
-    def workers(self, container: str = "") -> list[dict[str, Any]]:
-        """The master's account of its workers (of one container, in Compose)."""
+    def status(self, container: str = "") -> dict[str, Any]:
+        """The master's account of itself and its workers (of one container, in Compose)."""
         if self.way == "compose":
             container = container or self.containers("app")[0]
             text = subprocess.check_output(["docker", "exec", container, "cat", "/tmp/app-8000.status.json"], text=True)
         else:
             text = (self.folder / f"app-{self.app_port}.status.json").read_text()
-        workers: list[dict[str, Any]] = json.loads(text)["workers"]
+        status: dict[str, Any] = json.loads(text)
+        return status
+
+    @property
+    def master(self) -> int:
+        """The pid of the app's master."""
+        pid: int = self.status()["master"]
+        return pid
+
+    def workers(self, container: str = "") -> list[dict[str, Any]]:
+        workers: list[dict[str, Any]] = self.status(container)["workers"]
         return workers
 
     def observer(self, path: str, container: str = "") -> str:

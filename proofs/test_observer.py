@@ -21,6 +21,7 @@ from proofs.settings.symptoms import SYMPTOMS
 from proofs.stack import PATIENT_BUDGET, Stack, alive, until
 from proofs.test_faults import BROKEN, CHANGING, Server, no_descriptors, serving, write_module
 from proofs.test_fork import command_of
+from proofs.test_upstream import standing_still
 from proofs.test_worker import raw_get, send_get
 
 pytestmark = pytest.mark.xdist_group("observer")
@@ -286,14 +287,9 @@ def test_a_scrape_of_8_workers_with_200_routes_needs_no_event_loop(tmp_path: Pat
             with server.client(slot) as client:
                 for number in range(200):
                     client.get(f"/path-{number}")
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
+        with standing_still(pids):
             found = server.series()
             until("8 silent workers", lambda: min(w["silence_seconds"] for w in server.state()["workers"]) > 1)
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
     for name in ("http_requests_total{method=", "http_request_duration_seconds_count{route="):
         assert [value for series, value in found.items() if series.startswith(name)] == [8] * 200
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -263,8 +262,7 @@ def test_a_worker_that_nobody_can_replace_is_an_alert(native_metrics: Stack) -> 
     """The master has no descriptor left to start one with."""
     stack = native_metrics
     calm(stack, "WorkersMissing")
-    master = json.loads((stack.folder / f"app-{stack.app_port}.status.json").read_text())["master"]
-    with no_descriptors(master):
+    with no_descriptors(stack.master):
         stack.kill(serving(stack, 0))
         fires(stack, "WorkersMissing")
     ends(stack, "WorkersMissing")

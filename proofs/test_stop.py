@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import socket
@@ -26,7 +25,7 @@ from proofs.conftest import require_engine, started
 from proofs.open_loop import BODY
 from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
 from proofs.test_live import total
-from proofs.test_tls import nginx_workers
+from proofs.test_upstream import nginx_processes, standing_still
 
 pytestmark = pytest.mark.xdist_group("stop")
 
@@ -47,18 +46,13 @@ def stop(stack: Stack, sign: str = "TERM") -> threading.Thread:
         if stack.way == "compose":
             events.docker("stop", "--signal", f"SIG{sign}", stack.containers("app")[0])
         else:
-            pid = master(stack)
+            pid = stack.master
             stack.kill(pid, sign)
             until("the end of the app", lambda: not Path(f"/proc/{pid}").exists())
 
     thread = threading.Thread(target=run)
     thread.start()
     return thread
-
-
-def master(stack: Stack) -> int:
-    pid: int = json.loads((stack.folder / f"app-{stack.app_port}.status.json").read_text())["master"]
-    return pid
 
 
 def said(stack: Stack, words: str) -> list[str]:
@@ -176,15 +170,10 @@ def test_an_order_that_finds_its_connection_after_a_standstill_is_placed() -> No
             assert statuses() == [201, 201]  # one connection to each worker is kept
             until("nginx waits for its log", lambda: not answers_within(stack, 0.5))
             order("after")
-            stack.kill(master(stack), "HUP")
+            stack.kill(stack.master, "HUP")
             until("the drain", lambda: draining(stack))
-            try:
-                for pid in workers:
-                    os.kill(pid, signal.SIGSTOP)
+            with standing_still(workers):
                 time.sleep(drain + 1)
-            finally:
-                for pid in workers:
-                    os.kill(pid, signal.SIGCONT)
             time.sleep(1)  # some turns of their loops
         assert statuses() == [201, 201]
 
@@ -200,8 +189,8 @@ def full_log(stack: Stack) -> Iterator[None]:
     os.mkfifo(path)
     pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     try:
-        (worker,) = nginx_workers(stack)
-        os.kill(int((stack.folder / "nginx/nginx.pid").read_text()), signal.SIGUSR1)
+        nginx, worker = nginx_processes(stack)
+        os.kill(nginx, signal.SIGUSR1)
         until("the new log", lambda: path in [link.resolve() for link in Path(f"/proc/{worker}/fd").iterdir()])
         with suppress(BlockingIOError):
             while True:

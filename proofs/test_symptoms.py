@@ -5,7 +5,6 @@ What happens in the app alone is in test_observer.py.
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ from proofs.test_limits import SMALL, begun, let_in, refusal
 from proofs.test_live import scrape, total
 from proofs.test_observer import CAUSES, SYMPTOMS_APP
 from proofs.test_proxy import raw
-from proofs.test_upstream import signal_all
+from proofs.test_upstream import signal_all, standing_still
 
 pytestmark = pytest.mark.xdist_group("symptoms")
 RESPONSES = "nginx_http_responses_total"
@@ -147,17 +146,13 @@ def a_client_that_leaves(stack: Stack) -> None:
 def all_workers_frozen(stack: Stack) -> None:
     pids = [worker["pid"] for worker in stack.workers()]
     silent = total(stack, "nginx_upstream_tries_total", result="silent")
-    with ExitStack() as opened:
-        signal_all(pids, "STOP")
-        try:
-            for slot in range(2):
-                opened.enter_context(socket.create_connection(("127.0.0.1", stack.app_port + slot)))
-            assert total(stack, "app_worker_accept_queue") == 2
-            assert ask(stack) == 504
-            for slot in range(2):
-                assert total(stack, "app_worker_loop_silence_seconds", worker=str(slot)) > 1.5
-        finally:
-            signal_all(pids, "CONT")
+    with ExitStack() as opened, standing_still(pids):
+        for slot in range(2):
+            opened.enter_context(socket.create_connection(("127.0.0.1", stack.app_port + slot)))
+        assert total(stack, "app_worker_accept_queue") == 2
+        assert ask(stack) == 504
+        for slot in range(2):
+            assert total(stack, "app_worker_loop_silence_seconds", worker=str(slot)) > 1.5
     until("the count", lambda: total(stack, "nginx_upstream_tries_total", result="silent") == silent + 1)
     until("they move", lambda: total(stack, "app_worker_loop_silence_seconds") < 1)
     assert total(stack, "app_worker_accept_queue_max") >= 2
@@ -178,9 +173,8 @@ def a_connection_lost(stack: Stack) -> None:
 def nobody_to_be_reached(stack: Stack) -> None:
     """As when nginx has the address of a container that is gone: here the workers are, and none can be started."""
     failed = total(stack, "nginx_upstream_tries_total", result="failed")
-    master = json.loads((stack.folder / f"app-{stack.app_port}.status.json").read_text())["master"]
     pids = [worker["pid"] for worker in stack.workers()]
-    with no_descriptors(master):
+    with no_descriptors(stack.master):
         signal_all(pids, "KILL")
         until("ports that refuse", lambda: all(refuses(stack.app_port + slot) for slot in range(2)))
         assert ask(stack) == 503

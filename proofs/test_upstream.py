@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,15 @@ def signal_all(pids: Sequence[int], name: str) -> None:
     subprocess.run(["kill", f"-{name}", *map(str, pids)], check=True)
     if name == "STOP":
         until("they have stopped", lambda: all(state(pid) == "T" for pid in pids))
+
+
+@contextmanager
+def standing_still(pids: Sequence[int]) -> Iterator[None]:
+    signal_all(pids, "STOP")
+    try:
+        yield
+    finally:
+        signal_all(pids, "CONT")
 
 
 def state(pid: int) -> str:
@@ -225,11 +235,8 @@ def test_workers_that_were_too_slow_once_are_asked_again_at_once(echo: Stack) ->
 def test_an_app_that_reads_no_body_costs_the_send_timeout(echo: Stack) -> None:
     """Its workers are frozen: the body fills the sockets' buffers, and then nothing moves."""
     workers = [worker["pid"] for worker in echo.workers()]
-    signal_all(workers, "STOP")
-    try:
+    with standing_still(workers):
         answer = in_time(echo, "POST", content=b"x" * (48 << 20))
-    finally:
-        signal_all(workers, "CONT")
     assert answer == 504, f"a body that the app does not read got {answer}"
 
 

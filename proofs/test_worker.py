@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -23,7 +22,8 @@ import pytest
 from proofs.conftest import started
 from proofs.open_loop import OpenLoop
 from proofs.stack import DEADLINE, PATIENT_BUDGET, Stack, until
-from proofs.test_stop import draining, master, said, stop
+from proofs.test_stop import draining, said, stop
+from proofs.test_upstream import standing_still
 from stack.settings import GIVEN, rows
 
 pytestmark = pytest.mark.xdist_group("worker")
@@ -139,7 +139,7 @@ def test_each_worker_has_a_port_of_its_own(odd: Stack, slot: int) -> None:
 
 def test_the_master_has_imported_what_every_worker_needs(odd: Stack) -> None:
     """By the libraries in its memory; in each worker the imports are most of the CPU of its start."""
-    maps = Path(f"/proc/{master(odd)}/maps").read_text()
+    maps = Path(f"/proc/{odd.master}/maps").read_text()
     missing = [name for name in ("uvloop/loop.", "httptools/parser/", "websockets/speedups.") if name not in maps]
     assert not missing, f"each worker imports {missing}"
 
@@ -437,16 +437,10 @@ def test_workers_that_stood_still_with_their_master_are_not_taken_for_hung() -> 
     try:
         stack.up()
         workers = [worker["pid"] for worker in stack.workers()]
-        pids = [master(stack), *workers]
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            time.sleep(6)
-        finally:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
-                time.sleep(0.1)  # in which the master looks
+        with standing_still(workers):
+            with standing_still([stack.master]):
+                time.sleep(6)
+            time.sleep(0.1)  # in which the master looks
         time.sleep(2)  # and looks again
         assert not said(stack, "WORKER TIMEOUT")
         assert [worker["pid"] for worker in stack.workers()] == workers
@@ -562,7 +556,7 @@ def stopped() -> Iterator[tuple[Stack, dict[str, Any]]]:
         with straight(stack, 1) as client, idle_connection(stack) as deaf:
             send_get(deaf, "/deaf?ms=50000")
             found["endless"] = client.get("/nap?ms=50000").status_code
-            found["metrics"] = list(Path("/dev/shm").glob(f"fastapi-stack-metrics-{master(stack)}-*"))
+            found["metrics"] = list(Path("/dev/shm").glob(f"fastapi-stack-metrics-{stack.master}-*"))
             idle = {path: idle_connection(stack) for path in ("/livez", "/readyz", "/")}
             leaving = stop(stack)
             until("the drain", lambda: draining(stack))
